@@ -1,0 +1,212 @@
+"""The configuration of a job: the sections of all rooms in one document, and where their values come from.
+
+Flags win over `--set a.b=value`, that over the environment (`TOKENMILL_A__B`), that over the YAML file. Every section
+is defined, documented and validated beside its owner; here they are only composed.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.encoding import ModelConfig
+from pipeline.errors import UsageError
+from pipeline.images import ImageConfig
+from pipeline.schedule import LimitsConfig
+from pipeline.storage import StorageConfig
+from pipeline.tokens.schema import ColumnsConfig
+from pipeline.tokens.writer import OutputConfig
+
+ENVIRONMENT_PREFIX = "TOKENMILL_"
+SHORTHANDS = {"model": "path", "output": "url"}  # `output: s3://...` stands for `output: {url: s3://...}`
+
+
+class ClusterConfig(BaseModel):
+    """Where actors run and how many."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str | None = Field(None, description="address of a Ray cluster (auto, host:port); null starts Ray here")
+    actors: int | None = Field(None, ge=1, description="actors; null is one per GPU of the cluster, or one on a CPU")
+    gpus_per_actor: float | None = Field(None, ge=0, description="GPUs per actor; null is 1 where there are GPUs")
+    cpus_per_actor: int | None = Field(
+        None, ge=1, description="decode threads (on a CPU also model threads) per actor; null shares the cores evenly"
+    )
+    shards_in_flight: int = Field(2, ge=1, description="shards an actor works on at once, so that no device waits")
+
+
+class JobConfig(BaseModel):
+    """All that a run is told. Frozen; `resolve` composes it from file, environment and flags."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shards: tuple[str, ...] = Field((), description="input shards: URLs, paths, braces, globs, folders, @list.txt")
+    output: OutputConfig = OutputConfig()
+    model: ModelConfig = ModelConfig()
+    image: ImageConfig = ImageConfig()
+    columns: ColumnsConfig = ColumnsConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    limits: LimitsConfig = LimitsConfig()
+    storage: StorageConfig = StorageConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthands(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        for section, field in SHORTHANDS.items():
+            if isinstance(values.get(section), str):
+                values[section] = {field: values[section]}
+        if isinstance(values.get("shards"), str):
+            values["shards"] = [values["shards"]]
+        return values
+
+    def check_complete(self) -> None:
+        """Refuse a job that lacks what only the user can give.
+
+        Raises:
+            UsageError: no shards, model or output.
+        """
+        missing = {"shards": not self.shards, "model": not self.model.path, "output": not self.output.url}
+        if names := [name for name, absent in missing.items() if absent]:
+            flags = " and ".join(f"--{name}" for name in names)
+            raise UsageError(f"the job names no {' and no '.join(names)}; give {flags}, or write them into JOB.yaml")
+
+
+def resolve(
+    file: Path | None = None,
+    *,
+    settings: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> JobConfig:
+    """Compose the configuration.
+
+    Args:
+        file: a YAML document.
+        settings: `a.b=value`, the value in YAML.
+        flags: dotted keys with values; None means not given.
+        environment: `TOKENMILL_A__B` variables are taken from it; the process's own by default.
+
+    Raises:
+        UsageError: the file is missing or no YAML, a key is unknown (the nearest right one is named), a value is wrong.
+    """
+    document: dict[str, Any] = {}
+    if file is not None:
+        document = _read_yaml(file)
+        _check_keys(document, str(file))
+    for key, value in _from_environment(os.environ if environment is None else environment):
+        _put(document, key, value, f"{ENVIRONMENT_PREFIX}{key.upper().replace('.', '__')}")
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise UsageError(f"--set must be KEY=VALUE, got {setting!r}")
+        _put(document, key.strip(), _yaml(text, f"--set {key}"), f"--set {key}")
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _put(document, key, value, f"--{key}")
+    try:
+        return JobConfig.model_validate(document)
+    except ValidationError as error:
+        raise UsageError(_explain(error)) from error
+
+
+def describe_options() -> Iterator[tuple[str, str, str]]:
+    """Every configuration key as (dotted key, default, description)."""
+    for name, field in JobConfig.model_fields.items():
+        if not _is_section(field.annotation):
+            yield name, _show(field.default), field.description or ""
+            continue
+        for inner, option in field.annotation.model_fields.items():  # type: ignore[union-attr]
+            default = option.get_default(call_default_factory=True)
+            yield f"{name}.{inner}", _show(default), option.description or ""
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        document = _yaml(file.read_text(), str(file))
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read ({error.strerror})") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise UsageError(f"{file}: must be a mapping of options, got {type(document).__name__}")
+    for section, field in SHORTHANDS.items():
+        if isinstance(document.get(section), str):
+            document[section] = {field: document[section]}
+    return document
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where}: no valid YAML: {error}") from error
+
+
+def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    for name, text in sorted(environment.items()):
+        if name.startswith(ENVIRONMENT_PREFIX):
+            key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+            yield key, _yaml(text, name)
+
+
+def _put(document: dict[str, Any], key: str, value: Any, where: str) -> None:
+    if key in SHORTHANDS and isinstance(value, str):
+        key = f"{key}.{SHORTHANDS[key]}"
+    known = [name for name, _, _ in describe_options()]
+    if key not in known:
+        raise UsageError(_unknown(key, known, where))
+    section, _, field = key.partition(".")
+    if field:
+        document.setdefault(section, {})[field] = value
+    else:
+        document[section] = value
+
+
+def _check_keys(document: dict[str, Any], where: str) -> None:
+    known = [name for name, _, _ in describe_options()]
+    sections = {name.partition(".")[0] for name in known}
+    for name, value in document.items():
+        if name not in sections:
+            raise UsageError(_unknown(str(name), [*sections, *known], where))
+        if isinstance(value, dict) and f"{name}." in {k[: len(name) + 1] for k in known}:
+            for inner in value:
+                if f"{name}.{inner}" not in known:
+                    raise UsageError(_unknown(f"{name}.{inner}", known, where))
+
+
+def _unknown(key: str, known: Iterable[str], where: str) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(key, known, 1, cutoff=0.5) or difflib.get_close_matches(
+        key.rpartition(".")[2], [name.rpartition(".")[2] for name in known], 1
+    )
+    full = [name for name in known if near and (name == near[0] or name.endswith(f".{near[0]}"))]
+    hint = f"; did you mean {full[0]!r}?" if full else "; `tokenmill run --help` lists all options"
+    return f"{where}: unknown option {key!r}{hint}"
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("literal", "constrained")))
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{key or 'job'}: {message}, got {problem['input']!r}" if "got" not in message else message)
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _show(default: Any) -> str:
+    if default is None:
+        return "null"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return str(default) if default not in ((), {}, "") else "none"

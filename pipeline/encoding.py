@@ -1,0 +1,69 @@
+"""How images become batches for the device: which model, which precision, and the few batch shapes that are used."""
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Precision(StrEnum):
+    """Arithmetic of the encoder. Distances to the codes are float32 in all of them."""
+
+    EXACT = "exact"  # float32, TF32 off: the reference
+    TF32 = "tf32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class ModelConfig(BaseModel):
+    """The VQ model of a run and how it is computed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field("", description="folder or URL with config.json and safetensors (diffusers layout), or a hub id")
+    subfolder: str | None = Field(None, description="folder inside `path` that holds the model")
+    revision: str | None = Field(None, description="branch, tag or commit, for a hub id")
+    sha256: str | None = Field(None, description="expected hash of the weights; any other weights are refused")
+    precision: Literal["auto"] | Precision = Field(
+        "auto", description="exact, tf32, bf16 or fp16; auto is exact in this version"
+    )
+    batch_size: Literal["auto"] | int = Field(
+        "auto", description="images per device batch; auto grows until throughput flattens or memory is short"
+    )
+    min_agreement: float = Field(
+        0.99, ge=0, le=1, description="stop if fewer of the tokens agree with precision `exact` (fraction)"
+    )
+    compile: bool = Field(False, description="torch.compile the encoder: minutes at start, pays on long GPU runs")
+
+    @field_validator("batch_size")
+    @classmethod
+    def _positive(cls, size: int | str) -> int | str:
+        if isinstance(size, int) and size < 1:
+            raise ValueError(f"model.batch_size must be at least 1 or auto, got {size}")
+        return size
+
+    @property
+    def resolved_precision(self) -> Precision:
+        """The precision that `auto` stands for."""
+        return Precision.EXACT if self.precision == "auto" else self.precision
+
+
+def batch_shapes(batch_size: int) -> tuple[int, ...]:
+    """The few batch sizes that a device ever sees, ascending: the full one, and quarters of it for tails.
+
+    The last bits of a result depend on the batch's size (not on its other members), so equal shards give equal tokens
+    only because their batches are cut and padded the same way every time.
+    """
+    shapes = {batch_size}
+    while batch_size > 4:
+        batch_size = -(-batch_size // 4)
+        shapes.add(batch_size)
+    return tuple(sorted(shapes))
+
+
+def padded_size(count: int, shapes: tuple[int, ...]) -> int:
+    """The smallest of the shapes that holds `count` images."""
+    for shape in shapes:
+        if shape >= count:
+            return shape
+    raise ValueError(f"a batch must be at most {shapes[-1]} images, got {count}")

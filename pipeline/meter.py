@@ -1,0 +1,78 @@
+"""Where the time goes: seconds of work and of waiting by stage, and what has been done so far."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Part(StrEnum):
+    """The stages of an actor whose busy time is measured."""
+
+    FETCH = "fetch"  # waiting for bytes of the store, and walking the tar
+    DECODE = "decode"  # bytes to pixels, in the decode pool
+    ENCODE = "encode"  # pixels to indices, on the device
+    WRITE = "write"  # rows to Parquet, checked
+    PUBLISH = "publish"  # the conditional create
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A moment's state of a meter. `busy` holds seconds by stage, summed over threads."""
+
+    busy: dict[str, float] = field(default_factory=dict)
+    images: int = 0
+    samples: int = 0
+    rejects: int = 0
+    bytes_read: int = 0
+
+
+class Meter:
+    """Thread-safe sums of one actor's work."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._busy: Counter[str] = Counter()
+        self._done: Counter[str] = Counter()
+
+    @contextmanager
+    def busy(self, stage: Part) -> Iterator[None]:
+        """Count the time inside as work of `stage`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spend(stage, time.perf_counter() - start)
+
+    def spend(self, stage: Part, seconds: float) -> None:
+        """Count `seconds` of work of `stage`."""
+        with self._lock:
+            self._busy[stage.value] += seconds  # type: ignore[assignment]  # a Counter holds floats as well
+
+    def count(self, *, images: int = 0, samples: int = 0, rejects: int = 0, bytes_read: int = 0) -> None:
+        """Count finished work."""
+        with self._lock:
+            self._done.update(images=images, samples=samples, rejects=rejects, bytes_read=bytes_read)
+
+    def read(self) -> Reading:
+        """What has been counted so far."""
+        with self._lock:
+            return Reading(busy=dict(self._busy), **self._done)
+
+
+def bound(busy: dict[str, float], lanes: dict[str, int], wall: float) -> tuple[str, float]:
+    """The stage that bounds a run, and the share of the time in which all its lanes were busy.
+
+    Args:
+        busy: seconds of work by stage, summed over its lanes.
+        lanes: how many threads (or devices) work at a stage.
+        wall: seconds that passed.
+    """
+    if not busy or wall <= 0:
+        return "start-up", 0.0
+    shares = {stage: seconds / (wall * max(1, lanes.get(stage, 1))) for stage, seconds in busy.items()}
+    stage = max(shares, key=lambda name: shares[name])
+    return stage, min(1.0, shares[stage])

@@ -1,0 +1,205 @@
+"""What a run leaves in OUTPUT, and everything that can be derived from it.
+
+    README.md   job.json   manifest.parquet   tokens/<shard_id>.parquet   rejects.parquet   summary.json   _SUCCESS
+
+Only `tokens/` is truth: a shard is done if its part can be listed. The rest is written before the first part (job.json,
+manifest.parquet) or can be rebuilt from the parts' footers at any time (README.md, rejects.parquet, summary.json).
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.card import dataset_card
+from pipeline.errors import AlreadyExists, FingerprintMismatch, NotFound, UsageError
+from pipeline.fingerprint import differences
+from pipeline.shards.manifest import Shard, from_parquet, to_parquet
+from pipeline.storage import Blob, Storage
+from pipeline.tokens.reader import read_footer
+from pipeline.tokens.schema import Counts, PartFooter
+from pipeline.urls import canonical, join
+
+FOOTER_THREADS = 16
+REJECT_SCHEMA = pa.schema(
+    [("key", pa.string()), ("shard", pa.string()), ("sample_index", pa.uint32())]
+    + [(name, pa.string()) for name in ("stage", "reason", "detail")]
+)
+
+
+class Store:
+    """One OUTPUT."""
+
+    def __init__(self, storage: Storage, output: str) -> None:
+        self.storage, self.url = storage, canonical(output)
+
+    # --- before the first part ---
+
+    def claim(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Write job.json if there is none, else check that it describes the same tokens; returns the one that counts.
+
+        Raises:
+            FingerprintMismatch: OUTPUT holds another configuration's tokens; the message names what differs.
+        """
+        url = join(self.url, "job.json")
+        with TemporaryDirectory() as folder:
+            path = Path(folder, "job.json")
+            path.write_text(json.dumps(job, indent=2, sort_keys=True))
+            try:
+                self.storage.create(url, path)
+            except AlreadyExists:
+                return self._agree(job)
+        return job
+
+    def job(self) -> dict[str, Any] | None:
+        """The job.json, None if OUTPUT has none.
+
+        Raises:
+            UsageError: it is damaged.
+        """
+        try:
+            data = self.storage.read(join(self.url, "job.json"))
+        except NotFound:
+            return None
+        try:
+            document = json.loads(data)
+            document["fingerprint"], document["identity"]  # noqa: B018 - a job.json without them is none of ours
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{self.url}/job.json is damaged; restore it, or choose another output") from error
+        return dict(document)
+
+    def extend_manifest(self, shards: Iterable[Shard]) -> list[Shard]:
+        """Add shards to the frozen manifest; a frozen shard keeps the size and ETag it had.
+
+        A shard that was missing when it was frozen takes the size it has now.
+        """
+        url = join(self.url, "manifest.parquet")
+        frozen = {shard.id: shard for shard in self.manifest()}
+        before = dict(frozen)
+        for shard in shards:
+            if shard.id not in frozen or frozen[shard.id].size is None:
+                frozen[shard.id] = shard
+        merged = sorted(frozen.values(), key=lambda shard: shard.url)
+        if frozen != before:
+            self.storage.write(url, to_parquet(merged))
+        return merged
+
+    def manifest(self) -> list[Shard]:
+        """The frozen shards; none if nothing has been frozen yet."""
+        try:
+            return from_parquet(self.storage.read(join(self.url, "manifest.parquet")))
+        except NotFound:
+            return []
+
+    def reopen(self) -> None:
+        """Take back _SUCCESS: there is work to do again."""
+        self.storage.delete(join(self.url, "_SUCCESS"))
+
+    # --- the parts ---
+
+    def parts(self) -> dict[str, Blob]:
+        """The committed parts by shard id."""
+        blobs = self.storage.list_folder(join(self.url, "tokens"), ".parquet")
+        return {blob.url.rpartition("/")[2].removesuffix(".parquet"): blob for blob in blobs}
+
+    def footers(self, parts: Iterable[Blob]) -> Iterator[PartFooter]:
+        """The footers of parts, in the order given.
+
+        Raises:
+            NotAPart: one of them is no part of ours.
+        """
+        with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+            yield from pool.map(lambda blob: read_footer(self.storage, blob.url), parts)
+
+    # --- what is derived from them ---
+
+    def summarise(self, manifest: list[Shard], quarantined: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+        """The accounts of all committed parts; writes rejects.parquet, summary.json and README.md.
+
+        Args:
+            manifest: the frozen shards.
+            quarantined: shard id -> {reason, message} of the shards given up.
+        """
+        parts = self.parts()
+        done = [parts[shard.id] for shard in manifest if shard.id in parts]
+        totals, reasons, warnings = Counter[str](), Counter[str](), Counter[str]()
+        rejects: list[dict[str, Any]] = []
+        for footer in self.footers(done):
+            totals.update(_fields(footer.counts))
+            warnings.update(footer.warnings)
+            for rejected in footer.rejects:
+                reasons[rejected.reject.reason] += 1
+                rejects.append(_reject_row(footer, rejected.key, rejected.sample_index, rejected.reject))
+        urls = {shard.id: shard.url for shard in manifest}
+        summary = {
+            "shards": {"total": len(manifest), "committed": len(done), "quarantined": len(quarantined)},
+            "samples": totals["samples"],
+            "tokenized": totals["tokenized"],
+            "rows": totals["rows"],
+            "rejects": totals["rejects"],
+            "rejects_by_reason": dict(reasons.most_common()),
+            "warnings": dict(warnings),
+            "bytes": sum(blob.size for blob in done),
+            "quarantined": [{"shard": urls[shard], **failure} for shard, failure in sorted(quarantined.items())],
+        }
+        self.storage.write(join(self.url, "rejects.parquet"), _parquet(rejects))
+        self.storage.write(join(self.url, "summary.json"), json.dumps(summary, indent=2).encode())
+        job = self.job()
+        if job is not None:
+            self.storage.write(join(self.url, "README.md"), dataset_card(job, summary).encode())
+        return summary
+
+    def summary(self) -> dict[str, Any] | None:
+        """The last summary.json, None if there is none."""
+        try:
+            return dict(json.loads(self.storage.read(join(self.url, "summary.json"))))
+        except NotFound:
+            return None
+
+    def succeed(self) -> None:
+        """Write _SUCCESS: every shard is committed."""
+        self.storage.write(join(self.url, "_SUCCESS"), b"")
+
+    def succeeded(self) -> bool:
+        """Whether the last run finished with every shard committed."""
+        return self.storage.exists(join(self.url, "_SUCCESS"))
+
+    def _agree(self, job: dict[str, Any]) -> dict[str, Any]:
+        there = self.job()
+        if there is None:
+            raise UsageError(f"{self.url}/job.json vanished while it was read; run again")
+        if there["fingerprint"] != job["fingerprint"]:
+            lines = "\n".join(f"  {line}" for line in differences(there["identity"], job["identity"]))
+            raise FingerprintMismatch(
+                f"{self.url} holds tokens made another way, and a dataset must not mix two:\n{lines}\n"
+                "choose another --output, or go back to the configuration above"
+            )
+        return there
+
+
+def _fields(counts: Counts) -> dict[str, int]:
+    return {name: getattr(counts, name) for name in ("samples", "tokenized", "rows", "rejects")}
+
+
+def _reject_row(footer: PartFooter, key: str, index: int, reject: Any) -> dict[str, Any]:
+    return {
+        "key": key,
+        "shard": footer.shard["url"],
+        "sample_index": index,
+        "stage": reject.stage.value,
+        "reason": reject.reason,
+        "detail": reject.detail,
+    }
+
+
+def _parquet(rows: list[dict[str, Any]]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, REJECT_SCHEMA), sink, compression="zstd")
+    return sink.getvalue()

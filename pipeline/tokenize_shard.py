@@ -1,0 +1,214 @@
+"""The heart: one shard from URL to published part.
+
+    stream -> strict tar walk -> decode pool -> fixed batches -> device -> rows in tar order -> Parquet -> commit
+
+Everything is bounded: read-ahead by the storage, samples in decoding by `DECODE_BUDGET`, batches on the device by
+`BATCHES_IN_FLIGHT`, rows by the row group. Runs without Ray, on a CPU, in a test.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from pipeline.commit import Outcome, commit
+from pipeline.engine import Encoding, Engine, Images
+from pipeline.errors import Reject
+from pipeline.images import ImageConfig, Prepared, View, find_image, prepare
+from pipeline.meter import Meter, Part
+from pipeline.prefetch import ordered_map
+from pipeline.shards.manifest import Shard
+from pipeline.shards.tar import Sample, TarReader
+from pipeline.storage import Storage
+from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter, RejectedSample, Row
+from pipeline.tokens.writer import OutputConfig, PartWriter
+from pipeline.urls import join
+
+DECODE_BUDGET = 256 << 20  # bytes of one shard's samples, encoded and decoded, between tar and device
+BATCHES_IN_FLIGHT = 2  # one on the device, one waiting for it
+
+
+@dataclass(frozen=True)
+class Line:
+    """What an actor lends to every shard it works on: the production line, shared by the shards in flight."""
+
+    storage: Storage
+    engine: Engine
+    decoders: Executor
+    meter: Meter
+    image: ImageConfig
+    columns: ColumnsConfig
+    output: OutputConfig
+    fingerprint: str
+    scratch: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """What became of a shard that is done."""
+
+    counts: Counts
+    reasons: dict[str, int]
+    warnings: dict[str, int]
+    outcome: Outcome
+    part_bytes: int
+
+
+@dataclass(slots=True)
+class _Accounts:
+    """What is counted while a shard goes through."""
+
+    samples: int = 0
+    rows: int = 0
+    rejects: list[RejectedSample] = field(default_factory=list)
+    warnings: Counter[str] = field(default_factory=Counter)
+
+    def counts(self) -> Counts:
+        return Counts(self.samples, self.samples - len(self.rejects), self.rows, len(self.rejects))
+
+
+def tokenize_shard(shard: Shard, line: Line) -> ShardReport:
+    """Tokenize one shard and publish its part.
+
+    Raises:
+        ShardError: the shard as a whole is bad; nothing was published.
+        StorageError: the store failed; whether the part was published is unknown.
+        FingerprintMismatch: the part exists already with tokens of another configuration.
+    """
+    accounts = _Accounts()
+    with TemporaryDirectory(prefix="tokenmill-", dir=line.scratch) as folder:
+        path = Path(folder, f"{shard.id}.parquet")
+        with PartWriter(path, line.engine.spec, line.columns, shard.url, line.output) as writer:
+            for rows, encoding in _encoded(_views(shard, line, accounts), line.engine):
+                tokens = encoding.result().indices()
+                with line.meter.busy(Part.WRITE):
+                    writer.add(rows, tokens)
+                accounts.rows += len(rows)
+                line.meter.count(images=len(rows))
+            footer = PartFooter(
+                fingerprint=line.fingerprint,
+                shard={"id": shard.id, "url": shard.url, "size": shard.size, "etag": shard.etag},
+                spec=line.engine.spec,
+                counts=accounts.counts(),
+                rejects=accounts.rejects,
+                warnings=dict(accounts.warnings),
+            )
+            with line.meter.busy(Part.WRITE):
+                writer.finish(footer)
+        with line.meter.busy(Part.PUBLISH):
+            url = join(line.output.url, "tokens", f"{shard.id}.parquet")
+            outcome = commit(line.storage, path, url, footer, overwrite=line.output.allow_overwrite_commit)
+        size = path.stat().st_size
+    reasons = Counter(rejected.reject.reason for rejected in accounts.rejects)
+    return ShardReport(footer.counts, dict(reasons), dict(accounts.warnings), outcome, size)
+
+
+def _views(shard: Shard, line: Line, accounts: _Accounts) -> Iterator[tuple[Row, View]]:
+    """Every view of every good sample, in tar order; bad samples go to the accounts."""
+    blob = shard.blob()
+    with line.storage.stream(blob) as stream:
+        reader = TarReader(stream, url=shard.url, size=blob.size)
+        work = ordered_map(
+            line.decoders,
+            lambda sample: _prepare(sample, line),
+            _fetched(reader, line.meter),
+            weigh=lambda sample: _weight(sample, line.image),
+            budget=DECODE_BUDGET,
+        )
+        for sample, prepared in work:
+            accounts.samples += 1
+            line.meter.count(samples=1, rejects=isinstance(prepared, Reject))
+            if isinstance(prepared, Reject):
+                accounts.rejects.append(RejectedSample(sample.key, sample.index, prepared))
+                continue
+            for view in prepared.views:
+                yield _row(sample, prepared, view, line.columns, accounts.warnings), view
+        accounts.warnings.update(reader.stats.warnings)
+
+
+def _fetched(reader: TarReader, meter: Meter) -> Iterator[Sample]:
+    """The samples of the tar, with the time to get at them counted."""
+    samples, seen = iter(reader), 0
+    while True:
+        with meter.busy(Part.FETCH):
+            sample = next(samples, None)
+        meter.count(bytes_read=reader.stats.bytes_read - seen)
+        seen = reader.stats.bytes_read
+        if sample is None:
+            return
+        yield sample
+
+
+def _prepare(sample: Sample, line: Line) -> Prepared | Reject:
+    with line.meter.busy(Part.DECODE):
+        data = find_image(sample.members)
+        return data if isinstance(data, Reject) else prepare(data, line.image)
+
+
+def _weight(sample: Sample, image: ImageConfig) -> int:
+    return sum(map(len, sample.members.values())) + 3 * image.size * image.size
+
+
+def _encoded(views: Iterator[tuple[Row, View]], engine: Engine) -> Iterator[tuple[list[Row], "Future[Encoding]"]]:
+    """Batches of rows with their encodings, in order; the device always has the next batch at hand."""
+    ahead: deque[tuple[list[Row], Future[Encoding]]] = deque()
+    for rows, images in _batches(views, engine):
+        ahead.append((rows, engine.submit(images)))
+        if len(ahead) > BATCHES_IN_FLIGHT:
+            yield ahead.popleft()
+    yield from ahead
+
+
+def _batches(views: Iterator[tuple[Row, View]], engine: Engine) -> Iterator[tuple[list[Row], Images]]:
+    rows: list[Row] = []
+    shape = (engine.batch_size, engine.image_size, engine.image_size, 3)
+    images = np.empty(shape, np.uint8)
+    for row, view in views:
+        images[len(rows)] = view.pixels
+        rows.append(row)
+        if len(rows) == engine.batch_size:
+            yield rows, images
+            rows, images = [], np.empty(shape, np.uint8)
+    if rows:
+        yield rows, images[: len(rows)]
+
+
+def _row(sample: Sample, prepared: Prepared, view: View, columns: ColumnsConfig, warnings: Counter[str]) -> Row:
+    return Row(
+        key=sample.key,
+        sample_index=sample.index,
+        view=view.index,
+        height=prepared.height,
+        width=prepared.width,
+        crop=view.crop,
+        flip=view.flip,
+        caption=_text(sample, columns.caption, "caption", warnings),
+        label=_label(sample, columns.label, warnings),
+        meta=_text(sample, columns.meta, "meta", warnings),
+    )
+
+
+def _text(sample: Sample, extension: str | None, column: str, warnings: Counter[str]) -> str | None:
+    data = sample.members.get(extension) if extension else None
+    if data is None:
+        return None
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        warnings[f"{column}_not_utf8"] += 1
+        return data.decode(errors="replace")
+
+
+def _label(sample: Sample, extension: str | None, warnings: Counter[str]) -> int | None:
+    data = sample.members.get(extension) if extension else None
+    if data is None:
+        return None
+    try:
+        return int(data)
+    except ValueError:
+        warnings["label_not_integer"] += 1
+        return None

@@ -1,0 +1,34 @@
+"""Reading parts: the footer alone, or the rows."""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.storage import Storage
+from pipeline.tokens.schema import FOOTER_KEY, PartFooter
+
+
+class NotAPart(Exception):
+    """A file under `tokens/` that Tokenmill did not write, or that is damaged."""
+
+
+def read_footer(storage: Storage, url: str) -> PartFooter:
+    """The footer of one part; reads a few kilobytes.
+
+    Raises:
+        NotFound: there is no such object.
+        NotAPart: it is no Parquet file, or has no footer of ours.
+    """
+    with storage.open_random(url) as file:
+        try:
+            metadata = pq.read_metadata(file).metadata or {}
+            return PartFooter.from_json(metadata[FOOTER_KEY])
+        except (pa.ArrowInvalid, KeyError, ValueError, TypeError) as error:
+            raise NotAPart(f"{url}: not a part of Tokenmill ({type(error).__name__}: {error})") from error
+
+
+def read_rows(storage: Storage, url: str, columns: list[str] | None = None) -> Any:
+    """The rows of one part as a `pyarrow.Table` (all columns, or those named)."""
+    with storage.open_random(url) as file:
+        return pq.read_table(file, columns=columns)

@@ -1,0 +1,174 @@
+"""What one actor does. A plain class: `ray.remote` is applied where it is called, in the driver.
+
+An actor pins one model to one device and works on several shards at once, each in a thread of its own; they share the
+decode pool and the device. A shard's failure is a value, so that the driver can tell whose fault it was.
+"""
+
+import os
+import sys
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+
+from pipeline.config import JobConfig
+from pipeline.encoding import Precision
+from pipeline.engine import CPU_IMAGES, Calibration, Engine, Images, calibrate
+from pipeline.errors import ModelError, Reject, ShardError, ShardFault, StorageError, UsageError
+from pipeline.images import find_image, prepare
+from pipeline.meter import Meter, Reading
+from pipeline.model import VQModel
+from pipeline.model.checkpoint import weights_hash
+from pipeline.schedule import Failure, Kind
+from pipeline.shards.manifest import Shard
+from pipeline.shards.tar import TarReader
+from pipeline.storage import Storage
+from pipeline.tokenize_shard import Line, ShardReport, tokenize_shard
+from pipeline.tokens.schema import TokenSpec
+
+CALIBRATION_IMAGES = 32
+SWITCH_SECONDS = 5e-5  # at Python's default of 5 ms a busy thread cuts the decode threads to a quarter of their speed
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What an actor loaded: the same on every actor, or the run must not start."""
+
+    weights: str
+    model: dict[str, object]
+    spec: TokenSpec
+    device: str
+    precision: Precision
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """What an actor could do if only one stage worked (images/s), and how the batch size was chosen.
+
+    Attributes:
+        calibration: of the engine.
+        decode_rate: images/s of the decode pool alone.
+        images: how many real images were measured.
+    """
+
+    calibration: Calibration
+    decode_rate: float
+    images: int
+
+
+class Worker:
+    """One actor's work.
+
+    Args:
+        job: the configuration.
+        cpus: threads for decoding, and on a CPU for the model.
+        device: `cpu` or `cuda`.
+    """
+
+    def __init__(self, job: JobConfig, cpus: int, device: str) -> None:
+        self._job, self._cpus, self._device = job, cpus, device
+        self._meter = Meter()
+        self._storage = Storage(job.storage)
+        self._decoders = ThreadPoolExecutor(cpus, thread_name_prefix="decode")
+        self._engine: Engine | None = None
+        self._line: Line | None = None
+
+    def load(self) -> Identity:
+        """Put the model onto the device.
+
+        Raises:
+            ModelError: the model cannot be read, or is not the one that was asked for.
+        """
+        sys.setswitchinterval(SWITCH_SECONDS)
+        torch.set_num_threads(self._cpus)
+        config = self._job.model
+        model = VQModel.from_pretrained(config.path, subfolder=config.subfolder, revision=config.revision)
+        digest = weights_hash(model)
+        if config.sha256 and config.sha256 != digest:
+            raise ModelError(f"{config.path}: the weights' hash must be {config.sha256}, got {digest}")
+        self._engine = Engine(
+            model,
+            device=self._device,
+            precision=config.resolved_precision,
+            image_size=self._job.image.size,
+            batch_size=config.batch_size if config.batch_size != "auto" else CPU_IMAGES,
+            meter=self._meter,
+            compiled=config.compile,
+        )
+        versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
+        name = torch.cuda.get_device_name() if self._device == "cuda" else "cpu"
+        return Identity(digest, model.config.model_dump(), self._engine.spec, name, config.resolved_precision, versions)
+
+    def measure(self, shards: list[Shard], batch_size: int | None) -> Ceilings | None:
+        """Choose the batch size and measure the ceilings on real images; None if the shards give no image."""
+        engine = self._loaded()
+        images, rate = self._sample(shards)
+        if not len(images):
+            return None
+        return Ceilings(calibrate(engine, images, batch_size), rate, len(images))
+
+    def start(self, fingerprint: str, batch_size: int) -> int:
+        """Get ready for shards; returns the process id."""
+        engine = self._loaded()
+        engine.set_batch_size(batch_size)
+        job = self._job
+        self._line = Line(
+            storage=self._storage,
+            engine=engine,
+            decoders=self._decoders,
+            meter=self._meter,
+            image=job.image,
+            columns=job.columns,
+            output=job.output,
+            fingerprint=fingerprint,
+        )
+        return os.getpid()
+
+    def tokenize(self, shard: Shard) -> ShardReport | Failure:
+        """One attempt at one shard."""
+        assert self._line is not None, "start() comes first"
+        try:
+            return tokenize_shard(shard, self._line)
+        except ShardError as error:
+            return Failure(Kind.TASK, error.reason.value, str(error))
+        except StorageError as error:
+            return Failure(Kind.INFRA, "storage", str(error))
+        except UsageError as error:
+            return Failure(Kind.FATAL, type(error).__name__, str(error))
+        except Exception as error:  # noqa: BLE001 - a bug must cost one shard, with its traceback, not the run
+            where = traceback.format_exc(limit=-3)
+            return Failure(
+                Kind.TASK, ShardFault.INTERNAL.value, f"{shard.url}: {type(error).__name__}: {error}\n{where}"
+            )
+
+    def pulse(self) -> Reading:
+        """What this actor has done so far."""
+        return self._meter.read()
+
+    def _loaded(self) -> Engine:
+        assert self._engine is not None, "load() comes first"
+        return self._engine
+
+    def _sample(self, shards: list[Shard]) -> tuple[Images, float]:
+        """Some real images [n, size, size, 3] of the first readable shard, and the rate of decoding them."""
+        for shard in shards:
+            try:
+                blob = shard.blob()
+                with self._storage.stream(blob) as stream:
+                    reader = TarReader(stream, url=shard.url, size=blob.size)
+                    found = [find_image(s.members) for s in islice(reader, CALIBRATION_IMAGES)]
+            except (ShardError, StorageError):
+                continue  # the run itself will report it
+            data = [image for image in found if not isinstance(image, Reject)]
+            start = time.perf_counter()
+            prepared = list(self._decoders.map(lambda image: prepare(image, self._job.image), data))
+            rate = len(data) / max(1e-9, time.perf_counter() - start)
+            images = [view.pixels for p in prepared if not isinstance(p, Reject) for view in p.views]
+            if images:
+                return np.stack(images), rate
+        return np.empty((0, self._job.image.size, self._job.image.size, 3), np.uint8), 0.0
