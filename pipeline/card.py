@@ -16,8 +16,8 @@ tags:
 
 # Visual tokens
 
-{rows:,} rows of {height} x {width} tokens (codes 0 to {last_code}), made by Tokenmill from {shards:,} WebDataset shards.
-{samples:,} samples: {tokenized:,} tokenized, {rejects:,} rejected (`rejects.parquet` says why).
+{rows:,} rows of {height} x {width} tokens (codes 0 to {last_code}), made by Tokenmill from {shards:,} WebDataset
+shards. {samples:,} samples: {tokenized:,} tokenized, {rejects:,} rejected (`rejects.parquet` says why).
 
 | | |
 |---|---|

@@ -9,6 +9,7 @@
 
 import ctypes
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ class Engine:
         image_size: side of the images (pixels), a multiple of the model's downsampling factor.
         batch_size: images per batch; `set_batch_size` changes it.
         meter: counts the device's busy time.
+        threads: of the CPU for the model; None leaves torch's own number.
         compiled: run the encoder through torch.compile.
 
     Raises:
@@ -88,6 +90,7 @@ class Engine:
         image_size: int,
         batch_size: int = CPU_IMAGES,
         meter: Meter | None = None,
+        threads: int | None = None,
         compiled: bool = False,
     ) -> None:
         if image_size % model.downsample:
@@ -106,9 +109,10 @@ class Engine:
         self.precision = precision
         self.meter = meter or Meter()
         self._model = model.to(self.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self._encode = torch.compile(self._model.encode_indices) if compiled else self._model.encode_indices
-        self._lane = ThreadPoolExecutor(1, thread_name_prefix="device")
-        self._copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        encode: Callable[[torch.Tensor], torch.Tensor] = self._model.encode_indices
+        self._encode = torch.compile(encode) if compiled else encode
+        self._lane = ThreadPoolExecutor(1, "device", torch.set_num_threads, (threads or torch.get_num_threads(),))
+        self._copy_stream: Any = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.set_batch_size(batch_size)
 
     def set_batch_size(self, batch_size: int) -> None:
@@ -127,7 +131,9 @@ class Engine:
     def decode(self, indices: npt.NDArray[Any]) -> Images:
         """Images [n, size, size, 3] that the indices [n, h, w] stand for."""
         with torch.inference_mode():
-            pixels = self._model.decode_indices(torch.from_numpy(indices.astype(np.int64)).to(self.device))
+            pixels: torch.Tensor = self._model.decode_indices(
+                torch.from_numpy(indices.astype(np.int64)).to(self.device)
+            )
             pixels = pixels.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
             return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
@@ -149,7 +155,7 @@ class Engine:
         count = len(images)
         pinned = torch.from_numpy(_padded(images, padded_size(count, self._shapes))).pin_memory()
         compute = torch.cuda.current_stream(self.device)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._copy_stream):
             batch = pinned.to(self.device, non_blocking=True)
         compute.wait_stream(self._copy_stream)
@@ -174,30 +180,21 @@ class Engine:
         return torch.cat([self._halving(batch[:half]), self._halving(batch[half:])])
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """What was measured at the start, on real images.
+def sweep(engine: Engine, images: Images, batch_size: int | None, seconds: float = 5.0) -> dict[int, float]:
+    """Choose and set the batch size (unless given), and measure the model alone on ready batches.
 
-    Attributes:
-        batch_size: images per batch that the run uses.
-        model_rate: images/s of the model alone on ready batches.
-        agreement: fraction of tokens equal to precision `exact`'s.
-        rates: images/s by batch size, as swept.
-    """
-
-    batch_size: int
-    model_rate: float
-    agreement: float
-    rates: dict[int, float]
-
-
-def calibrate(engine: Engine, images: Images, batch_size: int | None, seconds: float = 5.0) -> Calibration:
-    """Choose the batch size (unless given), measure the model alone, and compare with precision `exact`.
+    On CUDA the batch doubles until throughput flattens or memory is short. On a CPU there is nothing to choose.
 
     Args:
         images: [n, size, size, 3] real images, repeated as needed.
-        batch_size: the size to use; None to let it grow until throughput flattens or memory is short.
-        seconds: about how long the sweep may take.
+        batch_size: the size to use; None to choose it.
+        seconds: after about so long the sweep stops growing.
+
+    Returns:
+        Images/s by batch size; the engine is left at the fastest.
+
+    Raises:
+        ModelError: not even the smallest batch fits into the device's memory.
     """
     rates: dict[int, float] = {}
     size, deadline = batch_size or FIRST_BATCH[engine.device.type], time.monotonic() + seconds
@@ -212,9 +209,20 @@ def calibrate(engine: Engine, images: Images, batch_size: int | None, seconds: f
         size *= 2
     if not rates:
         raise ModelError(f"batches of {size} images of {engine.image_size} pixels do not fit into the device's memory")
-    best = max(rates, key=lambda candidate: rates[candidate])
-    engine.set_batch_size(best)
-    return Calibration(best, rates[best], _agreement(engine, images[:best]), rates)
+    engine.set_batch_size(max(rates, key=lambda candidate: rates[candidate]))
+    return rates
+
+
+def agreement(engine: Engine, images: Images) -> float:
+    """The fraction of tokens of at most one batch of `images` that equal those of precision `exact`."""
+    if engine.precision is Precision.EXACT:
+        return 1.0
+    images = images[: engine.batch_size]
+    tokens, engine.precision, own = engine.encode(images), Precision.EXACT, engine.precision
+    try:
+        return float((engine.encode(images) == tokens).mean())
+    finally:
+        engine.precision = own
 
 
 def _rate(engine: Engine, images: Images, size: int) -> float:
@@ -226,16 +234,6 @@ def _rate(engine: Engine, images: Images, size: int) -> float:
         engine.encode(batch)
         done += size
     return done / (time.perf_counter() - start)
-
-
-def _agreement(engine: Engine, images: Images) -> float:
-    if engine.precision is Precision.EXACT:
-        return 1.0
-    tokens, engine.precision, own = engine.encode(images), Precision.EXACT, engine.precision
-    try:
-        return float((engine.encode(images) == tokens).mean())
-    finally:
-        engine.precision = own
 
 
 def _padded(images: Images, size: int) -> Images:

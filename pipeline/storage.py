@@ -147,6 +147,7 @@ class Storage:
             local.parent.mkdir(parents=True, exist_ok=True)
             with _sibling(local) as temporary:
                 temporary.write_bytes(data)
+                temporary.chmod(0o644)
                 os.replace(temporary, local)
 
     def delete(self, url: str) -> None:

@@ -15,10 +15,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from pipeline.commit import Outcome, commit
+from pipeline.commit import commit
 from pipeline.engine import Encoding, Engine, Images
 from pipeline.errors import Reject
 from pipeline.images import ImageConfig, Prepared, View, find_image, prepare
+from pipeline.messages import ShardReport
 from pipeline.meter import Meter, Part
 from pipeline.prefetch import ordered_map
 from pipeline.shards.manifest import Shard
@@ -45,17 +46,6 @@ class Line:
     output: OutputConfig
     fingerprint: str
     scratch: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ShardReport:
-    """What became of a shard that is done."""
-
-    counts: Counts
-    reasons: dict[str, int]
-    warnings: dict[str, int]
-    outcome: Outcome
-    part_bytes: int
 
 
 @dataclass(slots=True)
@@ -104,7 +94,7 @@ def tokenize_shard(shard: Shard, line: Line) -> ShardReport:
             outcome = commit(line.storage, path, url, footer, overwrite=line.output.allow_overwrite_commit)
         size = path.stat().st_size
     reasons = Counter(rejected.reject.reason for rejected in accounts.rejects)
-    return ShardReport(footer.counts, dict(reasons), dict(accounts.warnings), outcome, size)
+    return ShardReport(footer.counts, dict(reasons), outcome, size)
 
 
 def _views(shard: Shard, line: Line, accounts: _Accounts) -> Iterator[tuple[Row, View]]:

@@ -9,17 +9,16 @@ import sys
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import torch
 
 from pipeline.config import JobConfig
-from pipeline.encoding import Precision
-from pipeline.engine import CPU_IMAGES, Calibration, Engine, Images, calibrate
+from pipeline.engine import CPU_IMAGES, Engine, Images, agreement, sweep
 from pipeline.errors import ModelError, Reject, ShardError, ShardFault, StorageError, UsageError
 from pipeline.images import find_image, prepare
+from pipeline.messages import Calibration, Identity, ShardReport
 from pipeline.meter import Meter, Reading
 from pipeline.model import VQModel
 from pipeline.model.checkpoint import weights_hash
@@ -27,38 +26,10 @@ from pipeline.schedule import Failure, Kind
 from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import TarReader
 from pipeline.storage import Storage
-from pipeline.tokenize_shard import Line, ShardReport, tokenize_shard
-from pipeline.tokens.schema import TokenSpec
+from pipeline.tokenize_shard import Line, tokenize_shard
 
 CALIBRATION_IMAGES = 32
 SWITCH_SECONDS = 5e-5  # at Python's default of 5 ms a busy thread cuts the decode threads to a quarter of their speed
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What an actor loaded: the same on every actor, or the run must not start."""
-
-    weights: str
-    model: dict[str, object]
-    spec: TokenSpec
-    device: str
-    precision: Precision
-    versions: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Ceilings:
-    """What an actor could do if only one stage worked (images/s), and how the batch size was chosen.
-
-    Attributes:
-        calibration: of the engine.
-        decode_rate: images/s of the decode pool alone.
-        images: how many real images were measured.
-    """
-
-    calibration: Calibration
-    decode_rate: float
-    images: int
 
 
 class Worker:
@@ -85,7 +56,6 @@ class Worker:
             ModelError: the model cannot be read, or is not the one that was asked for.
         """
         sys.setswitchinterval(SWITCH_SECONDS)
-        torch.set_num_threads(self._cpus)
         config = self._job.model
         model = VQModel.from_pretrained(config.path, subfolder=config.subfolder, revision=config.revision)
         digest = weights_hash(model)
@@ -98,19 +68,27 @@ class Worker:
             image_size=self._job.image.size,
             batch_size=config.batch_size if config.batch_size != "auto" else CPU_IMAGES,
             meter=self._meter,
+            threads=self._cpus,
             compiled=config.compile,
         )
-        versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
-        name = torch.cuda.get_device_name() if self._device == "cuda" else "cpu"
-        return Identity(digest, model.config.model_dump(), self._engine.spec, name, config.resolved_precision, versions)
+        return Identity(digest, model.config.model_dump(), self._engine.spec, config.resolved_precision)
 
-    def measure(self, shards: list[Shard], batch_size: int | None) -> Ceilings | None:
-        """Choose the batch size and measure the ceilings on real images; None if the shards give no image."""
+    def measure(self, shards: list[Shard], batch_size: int | None) -> Calibration | None:
+        """Choose the batch size and measure each ceiling alone on real images; None if the shards give no image."""
         engine = self._loaded()
-        images, rate = self._sample(shards)
+        images, decode_rate = self._sample(shards)
         if not len(images):
             return None
-        return Ceilings(calibrate(engine, images, batch_size), rate, len(images))
+        rates = sweep(engine, images, batch_size)
+        return Calibration(
+            device=torch.cuda.get_device_name() if self._device == "cuda" else "cpu",
+            batch_size=engine.batch_size,
+            rates=rates,
+            decode_rate=decode_rate,
+            agreement=agreement(engine, images),
+            images=len(images),
+            versions={"torch": torch.__version__, "python": sys.version.split()[0]},
+        )
 
     def start(self, fingerprint: str, batch_size: int) -> int:
         """Get ready for shards; returns the process id."""

@@ -34,7 +34,7 @@ REJECT_SCHEMA = pa.schema(
 )
 
 
-class Store:
+class Output:
     """One OUTPUT."""
 
     def __init__(self, storage: Storage, output: str) -> None:
@@ -70,7 +70,7 @@ class Store:
             return None
         try:
             document = json.loads(data)
-            document["fingerprint"], document["identity"]  # noqa: B018 - a job.json without them is none of ours
+            document["fingerprint"], document["identity"]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{self.url}/job.json is damaged; restore it, or choose another output") from error
         return dict(document)

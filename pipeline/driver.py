@@ -1,0 +1,486 @@
+"""Runs a job on Ray: the only room (with `jobs/submit.py`) that speaks it.
+
+Decisions are the schedule's; here are their effects. One event loop waits for whatever an actor answers next. An actor
+loads the model; the first one calibrates, which fixes fingerprint and batch size and claims OUTPUT; then every actor
+starts and is kept supplied with shards. A dead actor is replaced and its shards are requeued. The driver keeps no state
+that OUTPUT does not have: it may die anywhere, and the same command goes on.
+"""
+
+import itertools
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib.metadata import version
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from pipeline.commit import probe
+from pipeline.config import JobConfig
+from pipeline.encoding import Precision
+from pipeline.errors import NotFound, RunFailed, TokenmillError, UsageError
+from pipeline.fingerprint import fingerprint, identity
+from pipeline.images import describe
+from pipeline.messages import Calibration, Identity, ShardReport
+from pipeline.meter import Reading
+from pipeline.monitor import ExitCode, Monitor, Result
+from pipeline.output import Output
+from pipeline.progress import Progress, Silent
+from pipeline.schedule import Assignment, Failure, Kind, Schedule, State
+from pipeline.shards.manifest import Shard, freeze
+from pipeline.signals import Stop, stop_on_signals
+from pipeline.storage import Storage
+from pipeline.urls import join, local_path
+
+POLL_SECONDS = 0.2
+PULSE_SECONDS = 1.0
+MAX_STILLBORN = 3  # actors in a row that die before they are ready: something is wrong with all of them
+CALIBRATION_SHARDS = 3  # the first readable one of so many serves
+OBJECT_STORE_BYTES = 100 << 20  # no image goes through the object store
+
+
+def run(config: JobConfig, progress: Progress | None = None) -> Result:
+    """Tokenize what is missing in OUTPUT.
+
+    Args:
+        config: the job; shards, model and output must be given.
+        progress: where to show what happens.
+
+    Returns:
+        The accounts; `exit_code` is 0 (every shard committed), 3 (some quarantined, or too many rejects) or 4 (stopped).
+
+    Raises:
+        UsageError: the command or the configuration must change.
+        RunFailed: the run cannot go on.
+    """
+    config.check_complete()
+    progress, began = progress or Silent(), time.monotonic()
+    storage = Storage(config.storage)
+    _check_model(storage, config)
+    output = Output(storage, config.output.url)
+    shards = freeze(storage, config.shards)
+    if not config.output.allow_overwrite_commit:
+        probe(storage, output.url)
+    with _cluster(config) as placement, stop_on_signals() as stop:
+        job = _Run(config, output, shards, placement, progress, stop)
+        try:
+            stopped = job.work()
+            return job.result(stopped, time.monotonic() - began)
+        finally:
+            job.dismiss()
+
+
+# --- the cluster -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Placement:
+    """How many actors, and what each one reserves."""
+
+    actors: int
+    cpus: int
+    gpus: float
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+
+@contextmanager
+def _cluster(config: JobConfig) -> Iterator[_Placement]:
+    """Join the cluster, or start Ray here; leave it as it was found."""
+    mine = not ray.is_initialized()
+    if mine:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if config.cluster.address:
+            ray.init(address=config.cluster.address, **options)
+        else:
+            cores = len(os.sched_getaffinity(0))
+            wanted = (config.cluster.actors or 1) * (config.cluster.cpus_per_actor or 1)
+            ray.init(
+                address="local",
+                num_cpus=max(cores, wanted),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **options,
+            )
+    try:
+        yield _place(config, ray.cluster_resources())
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+def _place(config: JobConfig, resources: dict[str, float]) -> _Placement:
+    wanted, gpus = config.cluster, int(resources.get("GPU", 0))
+    per_actor = wanted.gpus_per_actor if wanted.gpus_per_actor is not None else (1.0 if gpus else 0.0)
+    actors = wanted.actors or (int(gpus / per_actor) if per_actor else 1)
+    if not actors:
+        raise UsageError(f"cluster.gpus_per_actor is {per_actor}, but the cluster has {gpus} GPUs")
+    cores = int(resources.get("CPU", 1))
+    return _Placement(actors, wanted.cpus_per_actor or max(1, cores // actors), per_actor)
+
+
+class _Remote:
+    """The worker inside an actor's process. Imported there only: the driver needs no torch."""
+
+    def __init__(self, *arguments: Any) -> None:
+        from pipeline.worker import Worker
+
+        self._worker = Worker(*arguments)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._worker, method)(*arguments)
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+class _Phase(StrEnum):
+    """How far an actor has come."""
+
+    LOADING = "loading"
+    LOADED = "loaded"
+    STARTING = "starting"
+    READY = "ready"
+
+
+@dataclass(slots=True)
+class _Actor:
+    """One actor as the driver knows it."""
+
+    handle: Any
+    phase: _Phase = _Phase.LOADING
+    pulse_due: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A question an actor has not answered yet."""
+
+    actor: str
+    method: str
+    assignment: Assignment | None = None
+
+
+class _Run:
+    """One run's event loop."""
+
+    def __init__(
+        self,
+        config: JobConfig,
+        output: Output,
+        shards: list[Shard],
+        placement: _Placement,
+        progress: Progress,
+        stop: Stop,
+    ) -> None:
+        self._config, self._output, self._placement = config, output, placement
+        self._progress, self._stop = progress, stop
+        self._shards = {shard.id: shard for shard in [*output.manifest(), *shards]}
+        self._given = shards
+        committed = output.parts()
+        self._pending = [shard for shard in self._shards.values() if shard.id not in committed]
+        self._schedule = Schedule(((shard.id, shard.size or 0) for shard in self._pending), config.limits)
+        self._monitor = Monitor(
+            shards_total=len(self._shards),
+            shards_before=len(self._shards) - len(self._pending),
+            bytes_to_do=sum(shard.size or 0 for shard in self._pending),
+            decode_threads=placement.cpus,
+            shards_in_flight=config.cluster.shards_in_flight,
+        )
+        self._actors: dict[str, _Actor] = {}
+        self._calls: dict[Any, _Call] = {}
+        self._names = (f"actor-{number}" for number in itertools.count())
+        self._identity: Identity | None = None
+        self._job: dict[str, Any] | None = None
+        self._batch_size = 0
+        self._measuring: str | None = None
+        self._stillborn = 0
+
+    def work(self) -> bool:
+        """Do all pending shards. True if the run was stopped before the end.
+
+        Raises:
+            TokenmillError: the run cannot go on.
+        """
+        draining: float | None = None
+        while self._job is None or not self._schedule.finished:
+            if self._stop.requested and draining is None:
+                draining = time.monotonic()
+                self._progress.note("stopping: running shards finish, no new ones begin (once more to stop at once)")
+            if draining is not None and self._drained(draining):
+                return True
+            self._check_health()
+            if draining is None:
+                self._recruit()
+                self._advance()
+            self._listen()
+            self._progress.show(self._monitor.snapshot(self._schedule, self._at_work()))
+        return False
+
+    def result(self, stopped: bool, seconds: float) -> Result:
+        """Write the accounts and say how the run ended."""
+        if self._job is None:
+            return self._stopped_early(seconds)
+        quarantined = {
+            shard: {"reason": failure.reason, "message": failure.message}
+            for shard, failure in self._schedule.quarantined().items()
+        }
+        summary = self._output.summarise(list(self._shards.values()), quarantined)
+        code, message = self._verdict(stopped, summary)
+        if code is ExitCode.OK:
+            self._output.succeed()
+        return Result(code, message, summary, self._monitor.rates(self._placement.actors), seconds)
+
+    def dismiss(self) -> None:
+        """End all actors."""
+        for actor in self._actors.values():
+            ray.kill(actor.handle)
+        self._actors.clear()
+
+    # --- one turn of the loop ---
+
+    def _drained(self, since: float) -> bool:
+        over = time.monotonic() - since > self._config.limits.drain_seconds
+        return self._stop.now or over or not self._schedule.count(State.RUNNING)
+
+    def _check_health(self) -> None:
+        idle, limits = self._monitor.idle_seconds, self._config.limits
+        if idle > limits.stall_seconds:
+            raise RunFailed(
+                f"nothing has moved for {idle:.0f} s (limits.stall_seconds): {self._at_work()} of "
+                f"{self._placement.actors} actors are ready, running {sorted(self._schedule.running())[:5]}; the "
+                f"cluster has {ray.cluster_resources().get('CPU', 0):.0f} CPUs and "
+                f"{ray.cluster_resources().get('GPU', 0):.0f} GPUs, an actor asks for {self._placement.cpus} and "
+                f"{self._placement.gpus:g}"
+            )
+        fraction = self._monitor.reject_fraction()
+        if fraction is not None and fraction > limits.max_reject_fraction:
+            self._stop.signals = max(self._stop.signals, 1)
+
+    def _recruit(self) -> None:
+        """Keep as many actors as the placement says, and no more than there are shards to do."""
+        open_shards = self._schedule.count(State.WAITING) + self._schedule.count(State.RUNNING)
+        for _ in range(min(self._placement.actors, max(1, open_shards)) - len(self._actors)):
+            remote = ray.remote(_Remote).options(
+                num_cpus=self._placement.cpus,
+                num_gpus=self._placement.gpus,
+                max_restarts=0,  # an actor that died is replaced here, where its shards are known
+                max_concurrency=self._config.cluster.shards_in_flight + 2,  # the shards, and a pulse beside them
+            )
+            name = next(self._names)
+            handle = remote.remote(self._config, self._placement.cpus, self._placement.device)
+            self._actors[name] = _Actor(handle)
+            self._call(name, "load")
+
+    def _advance(self) -> None:
+        """Take every actor to its next step: measure, start, tokenize."""
+        if self._job is None:
+            self._calibrate()
+            return
+        for name, actor in self._actors.items():
+            if actor.phase is _Phase.LOADED:
+                actor.phase = _Phase.STARTING
+                self._call(name, "start", self._job["fingerprint"], self._batch_size)
+            elif actor.phase is _Phase.READY:
+                self._supply(name, actor)
+
+    def _calibrate(self) -> None:
+        loaded = [name for name, actor in self._actors.items() if actor.phase is _Phase.LOADED]
+        if self._measuring is None and loaded:
+            if not self._pending:
+                self._claim(None)
+                return
+            self._measuring = loaded[0]
+            there = self._output.job()
+            fixed = self._config.model.batch_size
+            size = fixed if fixed != "auto" else ((there or {}).get("batch_size") or None)
+            self._call(loaded[0], "measure", self._pending[:CALIBRATION_SHARDS], size)
+
+    def _supply(self, name: str, actor: _Actor) -> None:
+        busy = sum(call.actor == name and call.method == "tokenize" for call in self._calls.values())
+        for _ in range(self._config.cluster.shards_in_flight - busy):
+            assignment = self._schedule.next(name, time.monotonic())
+            if assignment is None:
+                break
+            self._monitor.begun()
+            self._call(name, "tokenize", self._shards[assignment.shard], assignment=assignment)
+        if time.monotonic() >= actor.pulse_due:
+            actor.pulse_due = float("inf")  # until it answers
+            self._call(name, "pulse")
+
+    def _call(self, name: str, method: str, *arguments: Any, assignment: Assignment | None = None) -> None:
+        ref = self._actors[name].handle.call.remote(method, *arguments)
+        self._calls[ref] = _Call(name, method, assignment)
+
+    def _listen(self) -> None:
+        """Take in whatever has been answered."""
+        if not self._calls:
+            time.sleep(POLL_SECONDS)
+            return
+        ready, _ = ray.wait(list(self._calls), timeout=POLL_SECONDS)
+        for ref in ready:
+            call = self._calls.pop(ref)
+            if call.actor not in self._actors:
+                continue  # it was lost; its shards are requeued already
+            try:
+                answer = ray.get(ref)
+            except RayActorError as error:
+                self._lost(call.actor, error)
+            except RayTaskError as error:
+                cause = error.cause
+                if isinstance(cause, TokenmillError):
+                    raise cause from None
+                raise RunFailed(f"{call.actor} failed in {call.method}: {error}") from error
+            else:
+                self._take(call, answer)
+
+    def _take(self, call: _Call, answer: Any) -> None:
+        if isinstance(answer, Identity):
+            self._loaded(call.actor, answer)
+        elif call.method == "measure":
+            self._claim(answer)
+        elif call.method == "start":
+            self._actors[call.actor].phase = _Phase.READY
+        elif isinstance(answer, Reading):
+            self._actors[call.actor].pulse_due = time.monotonic() + PULSE_SECONDS
+            self._monitor.reading(call.actor, answer)
+        elif call.assignment is not None:
+            self._tokenized(call.assignment, answer)
+
+    # --- what actors answer ---
+
+    def _loaded(self, name: str, found: Identity) -> None:
+        self._monitor.touch()
+        self._stillborn = 0
+        if self._identity is None:
+            self._identity = found
+        elif found != self._identity:
+            raise RunFailed(
+                f"{name} loaded another model than the first actor (weights {found.weights[:12]}, first "
+                f"{self._identity.weights[:12]}); put the same files on every node, or give a URL"
+            )
+        self._actors[name].phase = _Phase.LOADED
+
+    def _claim(self, calibration: Calibration | None) -> None:
+        """Fix what the run is, and claim OUTPUT for it."""
+        assert self._identity is not None
+        self._monitor.touch()
+        precision = self._identity.precision
+        floor = self._config.model.min_agreement
+        if calibration is not None and calibration.agreement < floor:
+            raise UsageError(
+                f"precision {precision} keeps only {calibration.agreement:.2%} of the tokens of precision "
+                f"{Precision.EXACT} (model.min_agreement is {floor:.2%}); choose a finer precision, or lower the floor"
+            )
+        parts = identity(
+            weights=self._identity.weights,
+            model=self._identity.model,
+            image=describe(self._config.image),
+            precision=precision.value,
+            columns=self._config.columns.model_dump(),
+        )
+        self._monitor.calibration = calibration
+        self._batch_size = calibration.batch_size if calibration else _given_batch_size(self._config)
+        self._job = self._output.claim(
+            {
+                "tokenmill": version("tokenmill"),
+                "fingerprint": fingerprint(parts),
+                "identity": parts,
+                "spec": _fields(self._identity.spec),
+                "batch_size": self._batch_size,
+                "config": self._config.model_dump(mode="json"),
+                "calibration": _fields(calibration) if calibration else None,
+            }
+        )
+        merged = self._output.extend_manifest(self._given)
+        self._shards = {shard.id: shard for shard in merged}
+        if self._pending:
+            self._output.reopen()
+
+    def _tokenized(self, assignment: Assignment, answer: ShardReport | Failure) -> None:
+        shard = self._shards[assignment.shard]
+        if isinstance(answer, ShardReport):
+            if self._schedule.done(assignment.shard, assignment.attempt):
+                self._monitor.committed(answer)
+            return
+        if answer.kind is Kind.FATAL:
+            raise UsageError(answer.message)
+        self._monitor.touch()
+        self._schedule.failed(assignment.shard, assignment.attempt, answer, time.monotonic())
+        given_up = assignment.shard in self._schedule.quarantined()
+        what = "quarantined" if given_up else "will be tried again"
+        self._progress.note(f"{shard.url}: attempt {assignment.attempt} failed, {what}: {answer.message}")
+
+    def _lost(self, name: str, error: RayActorError) -> None:
+        actor = self._actors.pop(name)
+        self._measuring = None if self._measuring == name else self._measuring
+        if actor.phase is _Phase.LOADING:
+            self._stillborn += 1
+            if self._stillborn >= MAX_STILLBORN:
+                raise RunFailed(f"{self._stillborn} actors in a row died while loading the model: {error}") from error
+        self._monitor.touch()
+        shards = self._schedule.lost(
+            name, f"the actor's process died while the shard was in flight: {error}", time.monotonic()
+        )
+        names = ", ".join(self._shards[shard].url for shard in shards) or "none"
+        self._progress.note(f"{name} died and is replaced; its shards go back to the queue: {names}")
+
+    # --- the end ---
+
+    def _at_work(self) -> int:
+        return sum(actor.phase is _Phase.READY for actor in self._actors.values())
+
+    def _verdict(self, stopped: bool, summary: dict[str, Any]) -> tuple[ExitCode, str]:
+        shards, limit = summary["shards"], self._config.limits.max_reject_fraction
+        done = f"{shards['committed']:,} of {shards['total']:,} shards are committed"
+        fraction = summary["rejects"] / summary["samples"] if summary["samples"] else 0.0
+        if fraction > limit:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["rejects_by_reason"].items())
+            return ExitCode.INCOMPLETE, (
+                f"{fraction:.1%} of the samples were rejected (limits.max_reject_fraction is {limit:.1%}): {reasons}; {done}"
+            )
+        if stopped:
+            return ExitCode.STOPPED, f"stopped: {done}; run the same command again to go on"
+        if shards["quarantined"]:
+            return ExitCode.INCOMPLETE, (
+                f"finished, but {shards['quarantined']:,} shards are quarantined (summary.json names them): {done}; "
+                "mend them and run the same command again"
+            )
+        return ExitCode.OK, f"finished: {done}"
+
+    def _stopped_early(self, seconds: float) -> Result:
+        summary = self._output.summary() or {}
+        message = "stopped before the first shard; run the same command again"
+        return Result(ExitCode.STOPPED, message, summary, self._monitor.rates(0), seconds)
+
+
+def _given_batch_size(config: JobConfig) -> int:
+    return config.model.batch_size if isinstance(config.model.batch_size, int) else 1
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """A slotted dataclass as a dict."""
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
+def _check_model(storage: Storage, config: JobConfig) -> None:
+    """Refuse a model folder that is not there before anything is started."""
+    local = local_path(config.model.path)
+    if local is None or not (local.exists() or config.model.path.startswith(("/", ".", "~", "file:"))):
+        return  # a URL or a hub id: the actors find out
+    folder = join(config.model.path, *([config.model.subfolder] if config.model.subfolder else []))
+    try:
+        storage.stat(join(folder, "config.json"))
+    except NotFound as error:
+        raise UsageError(
+            f"{local}: no model here (config.json is missing); --model must be a folder or URL in the layout of "
+            "diffusers, with config.json and safetensors, or a hub id"
+        ) from error

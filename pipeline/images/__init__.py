@@ -1,0 +1,24 @@
+"""Bytes of an image in, square uint8 pixels or a reject out. Pure: no files, no network, no device.
+
+members -> find_image -> bytes -> sniff (format, traps) -> decode (limits, Pillow, policies) -> recipe -> views
+"""
+
+from pipeline.images.config import ImageConfig
+from pipeline.images.decode import configure_pillow
+from pipeline.images.identity import describe
+from pipeline.images.members import find_image
+from pipeline.images.pixels import Prepared, prepare
+from pipeline.images.reasons import Reason
+from pipeline.images.recipes import RECIPES, View
+
+__all__ = [
+    "RECIPES",
+    "ImageConfig",
+    "Prepared",
+    "Reason",
+    "View",
+    "configure_pillow",
+    "describe",
+    "find_image",
+    "prepare",
+]

@@ -1,0 +1,38 @@
+"""What the user may choose about pixels."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# Pillow warns above this many pixels and refuses above twice as many. Staying at or below it keeps its guard and ours
+# in agreement without touching its process-wide setting.
+PILLOW_MAX_PIXELS = 89_478_485
+
+
+class ImageConfig(BaseModel):
+    """How the bytes of a sample become the square uint8 pixels that the model sees."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: Literal["center-crop", "resize-exact", "pad"] = Field(
+        "center-crop",
+        description="center-crop: shorter side to `size`, then the middle square (torchvision Resize + CenterCrop); "
+        "resize-exact: to `size` x `size`, aspect ignored; pad: longer side to `size`, centred on white",
+    )
+    size: int = Field(256, ge=1, le=8192, description="side of the square output (pixels)")
+    interpolation: Literal["bilinear", "bicubic", "lanczos", "box"] = Field(
+        "bicubic", description="resampling filter, antialiased as in Pillow"
+    )
+    decode: Literal["exact"] = Field("exact", description="exact: the pixels of Pillow, bit for bit")
+    max_pixels: int = Field(
+        PILLOW_MAX_PIXELS,
+        ge=1,
+        le=PILLOW_MAX_PIXELS,
+        description="largest source image, and largest intermediate of a recipe (pixels); larger ones are rejected",
+    )
+    max_scan_pixels: int = Field(
+        1_000_000_000,
+        ge=1,
+        description="largest pixels x scans of a JPEG (pixels); a progressive file of many scans is a CPU bomb",
+    )
+    min_side: int = Field(1, ge=1, description="smallest height and width of the source (pixels)")

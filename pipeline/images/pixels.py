@@ -1,0 +1,47 @@
+"""One image from bytes to views; bad bytes come back as a value, never as an exception."""
+
+from dataclasses import dataclass
+
+from pipeline.errors import Reject, Stage
+from pipeline.images.config import ImageConfig
+from pipeline.images.decode import decode
+from pipeline.images.reasons import BadImage, Reason, reject
+from pipeline.images.recipes import RECIPES, View
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """What became of one image.
+
+    Attributes:
+        height: of the source after EXIF rotation (pixels).
+        width: likewise.
+        views: at least one, in the order of their indices.
+    """
+
+    height: int
+    width: int
+    views: tuple[View, ...]
+
+
+def prepare(data: bytes, config: ImageConfig) -> Prepared | Reject:
+    """Decode one image and apply the recipe.
+
+    Thread-safe; Pillow releases the GIL while it decodes and resizes.
+
+    Args:
+        data: the file of one image; its format is found by its content.
+        config: recipe and limits.
+
+    Returns:
+        The views, or a reject of stage `decode` or `preprocess` with a reason of `Reason`.
+    """
+    stage = Stage.DECODE
+    try:
+        image = decode(data, config)
+        stage = Stage.PREPROCESS
+        return Prepared(image.height, image.width, RECIPES[config.recipe](image, config))
+    except BadImage as bad:
+        return bad.reject
+    except Exception as error:  # noqa: BLE001 one sample must not end a shard; the account names the exception
+        return reject(stage, Reason.INTERNAL, f"{type(error).__name__}: {error}")

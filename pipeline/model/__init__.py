@@ -1,0 +1,7 @@
+"""The VQ model: geometry, layers, checkpoints, and pixels to tokens and back."""
+
+from pipeline.model.checkpoint import weights_hash
+from pipeline.model.config import VQModelConfig
+from pipeline.model.vq_model import VQDecoderOutput, VQEncoderOutput, VQModel, normalise
+
+__all__ = ["VQDecoderOutput", "VQEncoderOutput", "VQModel", "VQModelConfig", "normalise", "weights_hash"]

@@ -1,0 +1,257 @@
+"""The convolutional encoder and decoder of VQGAN (Esser et al. 2021, 2012.09841), with MoVQ's norms (2209.09002).
+
+Parameter names are diffusers' (`encoder.down_blocks.0.resnets.0.conv1.weight`, ...): its checkpoints load unchanged.
+Every norm is called as `norm(x, zq)`: `zq` [B, D, h, w] are the quantized latents that MoVQ's decoder is conditioned
+on, and None everywhere else. Tensors are [B, C, H, W]; all blocks keep the memory format of their input.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.functional import gelu, interpolate, mish, pad, relu, scaled_dot_product_attention, silu
+
+from pipeline.model.config import SPATIAL_NORM_GROUPS, VQModelConfig
+
+NORM_EPS = 1e-6
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": silu,
+    "swish": silu,
+    "relu": relu,
+    "gelu": gelu,
+    "mish": mish,
+}
+
+
+class GroupNorm(nn.GroupNorm):
+    """A group norm that ignores the condition."""
+
+    def __init__(self, groups: int, channels: int) -> None:
+        super().__init__(groups, channels, eps=NORM_EPS)
+
+    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:  # noqa: ARG002 - the norms share one signature
+        return super().forward(x)
+
+
+class SpatialNorm(nn.Module):
+    """A group norm whose scale and shift are read, per position, from the quantized latents (MoVQ, section 3.1)."""
+
+    def __init__(self, channels: int, zq_channels: int) -> None:
+        super().__init__()
+        self.norm_layer = GroupNorm(SPATIAL_NORM_GROUPS, channels)
+        self.conv_y = nn.Conv2d(zq_channels, channels, 1)
+        self.conv_b = nn.Conv2d(zq_channels, channels, 1)
+
+    def forward(self, x: Tensor, zq: Tensor) -> Tensor:
+        # A 1x1 convolution and nearest upsampling commute: convolving the small map first saves the large product.
+        size = x.shape[-2:]
+        scale = interpolate(self.conv_y(zq), size=size, mode="nearest")
+        shift = interpolate(self.conv_b(zq), size=size, mode="nearest")
+        normed: Tensor = self.norm_layer(x)
+        return normed * scale + shift
+
+
+@dataclass(frozen=True)
+class BlockStyle:
+    """What all blocks of an encoder or a decoder share.
+
+    Attributes:
+        act_fn: name of the activation.
+        groups: groups of the plain group norms.
+        zq_channels: channels of the condition; None for plain group norms.
+    """
+
+    act_fn: str
+    groups: int
+    zq_channels: int | None = None
+
+    def norm(self, channels: int) -> nn.Module:
+        """A norm over `channels` channels, called as `norm(x, zq)`."""
+        if self.zq_channels is None:
+            return GroupNorm(self.groups, channels)
+        return SpatialNorm(channels, self.zq_channels)
+
+
+class ResnetBlock(nn.Module):
+    """Twice norm, activation, 3x3 convolution; plus the input."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: BlockStyle) -> None:
+        super().__init__()
+        self.norm1 = style.norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = style.norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        self._activate = _ACTIVATIONS[style.act_fn]
+
+    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
+        h: Tensor = self.conv1(self._activate(self.norm1(x, zq)))
+        h = self.conv2(self._activate(self.norm2(h, zq)))
+        shortcut: Tensor = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return shortcut + h
+
+
+class Attention(nn.Module):
+    """Self-attention with one head over all positions; plus the input."""
+
+    def __init__(self, channels: int, style: BlockStyle) -> None:
+        super().__init__()
+        self._norm_name = "group_norm" if style.zq_channels is None else "spatial_norm"
+        self.add_module(self._norm_name, style.norm(channels))
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
+        batch, channels, height, width = x.shape
+        normed = self.get_submodule(self._norm_name)(x, zq)
+        positions = normed.permute(0, 2, 3, 1).reshape(batch, 1, height * width, channels)  # one head
+        mixed = scaled_dot_product_attention(self.to_q(positions), self.to_k(positions), self.to_v(positions))
+        update: Tensor = self.to_out[0](mixed).view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return x + update
+
+
+class Downsample(nn.Module):
+    """Halves both sides by a strided convolution, padded at the right and bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.conv(pad(x, (0, 1, 0, 1)))
+        return h
+
+
+class Upsample(nn.Module):
+    """Doubles both sides: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
+        return h
+
+
+def _resnets(in_channels: int, out_channels: int, count: int, style: BlockStyle) -> nn.ModuleList:
+    widths = [in_channels] + [out_channels] * count
+    return nn.ModuleList(ResnetBlock(widths[i], out_channels, style) for i in range(count))
+
+
+def _attentions(channels: int, count: int, style: BlockStyle) -> nn.ModuleList:
+    return nn.ModuleList(Attention(channels, style) for _ in range(count))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution: residual blocks, each followed by attention where the level has it."""
+
+    def __init__(self, resnets: nn.ModuleList, attentions: nn.ModuleList) -> None:
+        super().__init__()
+        self.resnets = resnets
+        self.attentions = attentions
+
+    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x, zq)
+            if i < len(self.attentions):
+                x = self.attentions[i](x, zq)
+        return x
+
+
+class DownLevel(Level):
+    """A level of the encoder; all but the last end by halving the sides."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: VQModelConfig, index: int) -> None:
+        style = BlockStyle(config.act_fn, config.norm_num_groups)
+        attended = config.layers_per_block if config.down_block_types[index].startswith("Attn") else 0
+        super().__init__(
+            _resnets(in_channels, out_channels, config.layers_per_block, style),
+            _attentions(out_channels, attended, style),
+        )
+        last = index == len(config.block_out_channels) - 1
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(out_channels)])
+
+    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
+        x = super().forward(x, zq)
+        for downsample in self.downsamplers:
+            x = downsample(x)
+        return x
+
+
+class UpLevel(Level):
+    """A level of the decoder; all but the last end by doubling the sides."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: VQModelConfig, index: int) -> None:
+        style = decoder_style(config)
+        layers = config.layers_per_block + 1
+        attended = layers if config.up_block_types[index].startswith("Attn") else 0
+        super().__init__(_resnets(in_channels, out_channels, layers, style), _attentions(out_channels, attended, style))
+        last = index == len(config.block_out_channels) - 1
+        self.upsamplers = nn.ModuleList([] if last else [Upsample(out_channels)])
+
+    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
+        x = super().forward(x, zq)
+        for upsample in self.upsamplers:
+            x = upsample(x)
+        return x
+
+
+def decoder_style(config: VQModelConfig) -> BlockStyle:
+    """The decoder's activation and norms; the encoder's norms are never conditioned."""
+    zq_channels = config.latent_channels if config.norm_type == "spatial" else None
+    return BlockStyle(config.act_fn, config.norm_num_groups, zq_channels)
+
+
+def _mid_block(channels: int, attended: bool, style: BlockStyle) -> Level:
+    return Level(_resnets(channels, channels, 2, style), _attentions(channels, 1 if attended else 0, style))
+
+
+class Encoder(nn.Module):
+    """Images [B, in_channels, H, W] to features [B, latent_channels, H/downsample, W/downsample]."""
+
+    def __init__(self, config: VQModelConfig) -> None:
+        super().__init__()
+        widths = config.block_out_channels
+        style = BlockStyle(config.act_fn, config.norm_num_groups)
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            DownLevel(widths[max(i - 1, 0)], width, config, i) for i, width in enumerate(widths)
+        )
+        self.mid_block = _mid_block(widths[-1], config.mid_block_add_attention, style)
+        self.conv_norm_out = style.norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down_blocks:
+            x = level(x)
+        x = self.mid_block(x)
+        features: Tensor = self.conv_out(silu(self.conv_norm_out(x)))  # SiLU whatever act_fn is, as in diffusers
+        return features
+
+
+class Decoder(nn.Module):
+    """Features [B, latent_channels, h, w] to images [B, out_channels, h*downsample, w*downsample]."""
+
+    def __init__(self, config: VQModelConfig) -> None:
+        super().__init__()
+        widths = config.block_out_channels[::-1]  # coarsest first
+        style = decoder_style(config)
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = _mid_block(widths[0], config.mid_block_add_attention, style)
+        self.up_blocks = nn.ModuleList(
+            UpLevel(widths[max(i - 1, 0)], width, config, i) for i, width in enumerate(widths)
+        )
+        self.conv_norm_out = style.norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
+        x = self.mid_block(self.conv_in(x), zq)
+        for level in self.up_blocks:
+            x = level(x, zq)
+        images: Tensor = self.conv_out(silu(self.conv_norm_out(x, zq)))
+        return images

@@ -1,0 +1,238 @@
+"""A VQ autoencoder (VQ-VAE, VQGAN, MoVQ): drop-in for diffusers 0.42's `VQModel`, and the job's hot path.
+
+* `encode`, `decode`, `forward`, `from_pretrained`, `save_pretrained`: as in diffusers, same names, same results.
+* `encode_indices`, `decode_indices`: pixels to tokens and back. Encoding runs the encoder, quant_conv and the nearest
+  code search: nothing of the decoder, no loss, no gather.
+"""
+
+from os import PathLike
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.model import checkpoint
+from pipeline.model.blocks import Decoder, Encoder
+from pipeline.model.config import VQModelConfig
+from pipeline.model.quantizer import VectorQuantizer
+from pipeline.storage import Storage
+
+_IMAGE_DIMS = 4
+_HALF_RANGE = 127.5  # maps [0, 255] to [-1, 1]
+
+
+class VQEncoderOutput(NamedTuple):
+    """Result of `VQModel.encode`.
+
+    Attributes:
+        latents: [B, embed_dim, h, w], not quantized.
+    """
+
+    latents: Tensor
+
+
+class VQDecoderOutput(NamedTuple):
+    """Result of `VQModel.decode`.
+
+    Attributes:
+        sample: [B, out_channels, H, W], nominally in [-1, 1], not clamped.
+        commit_loss: the quantizer's loss, a scalar; zeros [B] where nothing was quantized.
+    """
+
+    sample: Tensor
+    commit_loss: Tensor
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 images [B, H, W, C] to float32 [B, C, H, W] in [-1, 1]: x / 127.5 - 1. The result is channels_last."""
+    return images.permute(0, 3, 1, 2).float().div_(_HALF_RANGE).sub_(1.0)
+
+
+class VQModel(nn.Module):
+    """An encoder, a codebook and a decoder.
+
+    Args:
+        config: the geometry; None for diffusers' defaults.
+        **parameters: diffusers' spelling, `VQModel(block_out_channels=(64, 128), ...)`; only without `config`.
+    """
+
+    def __init__(self, config: VQModelConfig | None = None, **parameters: Any) -> None:
+        if config is not None and parameters:
+            raise TypeError(f"VQModel takes a config or parameters, got both ({', '.join(parameters)})")
+        super().__init__()
+        self.config = config or VQModelConfig(**parameters)
+        self.encoder = Encoder(self.config)
+        self.quant_conv = nn.Conv2d(self.config.latent_channels, self.config.embed_dim, 1)
+        self.quantize = VectorQuantizer(self.config.num_vq_embeddings, self.config.embed_dim)
+        self.post_quant_conv = nn.Conv2d(self.config.embed_dim, self.config.latent_channels, 1)
+        self.decoder = Decoder(self.config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | PathLike[str],
+        subfolder: str | None = None,
+        revision: str | None = None,
+        *,
+        storage: Storage | None = None,
+    ) -> Self:
+        """Loads a model in diffusers' layout (`config.json` and safetensors); float32, in eval mode, on the CPU.
+
+        Args:
+            source: a local folder, a URL of a folder (s3://, gs://, ...), or a Hugging Face Hub id ("owner/name").
+            subfolder: folder below `source` that holds the model ("vqvae", "movq", ...).
+            revision: branch, tag or commit; for Hub ids only.
+            storage: how to reach the store of a URL; None for the defaults.
+
+        Raises:
+            ModelError: the model cannot be found or read, or its weights do not fit its configuration.
+        """
+        folder = checkpoint.locate(source, subfolder, revision, storage)
+        model = cls(checkpoint.read_config(folder))
+        checkpoint.load_weights(model, checkpoint.read_weights(folder), folder)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | PathLike[str], dtype: torch.dtype = torch.float32) -> None:
+        """Writes `config.json` and `diffusion_pytorch_model.safetensors` into `folder`, which is made if need be.
+
+        Args:
+            folder: a local folder.
+            dtype: of the stored weights; float16 halves the file, and the model loads as the rounded float32 values.
+        """
+        checkpoint.write(self.config, self.state_dict(), folder, dtype)
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes: tokens are in [0, codebook_size)."""
+        return self.config.num_vq_embeddings
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimensions of one code."""
+        return self.config.embed_dim
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per token along one side."""
+        return self.config.downsample
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.encoder.conv_in.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return self.encoder.conv_in.weight.device
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """channels_last if the model was converted by `.to(memory_format=torch.channels_last)`."""
+        weight = self.encoder.conv_in.weight
+        last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+        return torch.channels_last if last else torch.contiguous_format
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
+        """Images [B, in_channels, H, W] in [-1, 1] to latents [B, embed_dim, h, w], not quantized."""
+        latents = self._latents(x)
+        return VQEncoderOutput(latents) if return_dict else (latents,)
+
+    def decode(
+        self,
+        h: Tensor,
+        force_not_quantize: bool = False,
+        return_dict: bool = True,
+        shape: tuple[int, int, int, int] | None = None,
+    ) -> VQDecoderOutput | tuple[Tensor, Tensor]:
+        """Latents to images.
+
+        Args:
+            h: latents [B, embed_dim, h, w]. With `force_not_quantize` of a model configured `lookup_from_codebook`:
+                indices, [B, h, w] or flat.
+            force_not_quantize: take `h` as it is.
+            return_dict: give a named result; a plain tuple otherwise.
+            shape: (B, h, w, embed_dim), for flat indices.
+
+        Returns:
+            The images [B, out_channels, H, W] and the quantizer's loss.
+        """
+        if not force_not_quantize:
+            quantized, loss, _ = self.quantize(h)
+        else:
+            quantized = self._codes(h, shape) if self.config.lookup_from_codebook else h
+            loss = torch.zeros(len(h), device=h.device, dtype=h.dtype)
+        sample = self._images(quantized)
+        return VQDecoderOutput(sample, loss) if return_dict else (sample, loss)
+
+    def forward(self, sample: Tensor, return_dict: bool = True) -> VQDecoderOutput | tuple[Tensor, Tensor]:
+        """Reconstructs `sample` [B, in_channels, H, W] through the quantizer."""
+        return self.decode(self._latents(sample), return_dict=return_dict)
+
+    @torch.no_grad()
+    def encode_indices(self, images: Tensor) -> Tensor:
+        """Tokens of images: the job's hot path.
+
+        Args:
+            images: uint8 [B, H, W, in_channels], or floating [B, in_channels, H, W] in [-1, 1]; on the model's device.
+
+        Returns:
+            int64 [B, H/downsample, W/downsample] in [0, codebook_size). Distances are float32 always, ties go to the
+            lowest index.
+
+        Raises:
+            ValueError: the images' dtype, dimensions, channels or sides do not suit the model.
+        """
+        self._check_images(images)
+        pixels = normalise(images) if images.dtype == torch.uint8 else images
+        return self.quantize.indices(self._latents(pixels.to(self.dtype)))
+
+    @torch.no_grad()
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """Images of tokens.
+
+        Args:
+            indices: integers [B, h, w] in [0, codebook_size), on the model's device.
+
+        Returns:
+            [B, out_channels, h*downsample, w*downsample] in the weights' dtype, clamped to [-1, 1].
+
+        Raises:
+            ValueError: `indices` has another number of dimensions.
+        """
+        if indices.ndim != _IMAGE_DIMS - 1:
+            raise ValueError(f"indices must be [B, h, w], got shape {tuple(indices.shape)}")
+        return self._images(self.quantize.lookup(indices.long())).clamp_(-1.0, 1.0)
+
+    def _latents(self, x: Tensor) -> Tensor:
+        latents: Tensor = self.quant_conv(self.encoder(x.contiguous(memory_format=self.memory_format)))
+        return latents
+
+    def _codes(self, indices: Tensor, shape: tuple[int, int, int, int] | None) -> Tensor:
+        return self.quantize.lookup(indices if shape is None else indices.reshape(shape[:3]))
+
+    def _images(self, quantized: Tensor) -> Tensor:
+        quantized = quantized.contiguous(memory_format=self.memory_format)
+        condition = quantized if self.config.norm_type == "spatial" else None
+        images: Tensor = self.decoder(self.post_quant_conv(quantized), condition)
+        return images
+
+    def _check_images(self, images: Tensor) -> None:
+        if images.ndim != _IMAGE_DIMS or not (images.dtype == torch.uint8 or images.is_floating_point()):
+            raise ValueError(
+                "images must be uint8 [B, H, W, C] or floating [B, C, H, W], "
+                f"got {images.dtype} of shape {tuple(images.shape)}"
+            )
+        if images.dtype == torch.uint8:
+            height, width, channels = images.shape[1:]
+        else:
+            channels, height, width = images.shape[1:]
+        if channels != self.config.in_channels:
+            raise ValueError(
+                f"images must have {self.config.in_channels} channels, got {channels} in {tuple(images.shape)}"
+            )
+        if not height or not width or height % self.downsample or width % self.downsample:
+            raise ValueError(
+                f"image sides must be positive multiples of {self.downsample} (the model's downsampling), "
+                f"got {height} x {width}"
+            )

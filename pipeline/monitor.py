@@ -1,0 +1,184 @@
+"""What a run has done so far, how fast, what bounds it, and how it ended."""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from pipeline.messages import Calibration, ShardReport
+from pipeline.meter import Part, Reading, bound
+from pipeline.progress import Snapshot
+from pipeline.schedule import Schedule, State
+
+WINDOW_SECONDS = 15.0  # the rate shown is that of the last so many seconds
+MIN_SAMPLES_TO_JUDGE = 1000  # below that a fraction of rejects stops nothing before the end
+
+
+class ExitCode(IntEnum):
+    """How a command ends."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    INCOMPLETE = 3  # finished, but shards are quarantined or a gate failed
+    STOPPED = 4  # run again to resume
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Throughput of a run beside what each stage can do alone (images/s; 0 where not measured).
+
+    Attributes:
+        end_to_end: of this run, from the first assignment to the last part.
+        model_alone, decode_alone: ceilings of all actors, measured at the start.
+        bound: what both stages allow together: on a GPU the slower one; on a CPU, where they share the cores, the rate
+            at which the summed time per image fits.
+    """
+
+    end_to_end: float
+    model_alone: float
+    decode_alone: float
+    bound: float
+
+    @property
+    def fraction(self) -> float:
+        """The share of the bound that was reached."""
+        return self.end_to_end / self.bound if self.bound else 0.0
+
+    def __str__(self) -> str:
+        if not self.bound:
+            return f"{self.end_to_end:,.1f} images/s end to end"
+        return (
+            f"{self.end_to_end:,.1f} images/s end to end; model alone {self.model_alone:,.1f}, "
+            f"decode alone {self.decode_alone:,.1f}, both together allow {self.bound:,.1f}: {self.fraction:.0%} reached"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        exit_code: of the command.
+        message: one sentence.
+        summary: the accounts of OUTPUT, as in summary.json.
+        rates: of this run.
+        seconds: wall time of this run.
+    """
+
+    exit_code: ExitCode
+    message: str
+    summary: dict[str, Any]
+    rates: Rates
+    seconds: float
+
+
+@dataclass
+class Monitor:
+    """Collects the actors' readings and the shards' reports of one run."""
+
+    shards_total: int
+    shards_before: int
+    bytes_to_do: int
+    decode_threads: int
+    shards_in_flight: int
+    now: Callable[[], float] = time.monotonic
+    calibration: Calibration | None = None
+    samples: int = 0
+    rejects: int = 0
+    rows: int = 0
+    _readings: dict[str, Reading] = field(default_factory=dict)
+    _history: deque[tuple[float, int, int]] = field(default_factory=deque)
+    _first: float | None = None
+    _last: float | None = None
+    _moved: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._moved = self.now()
+
+    def begun(self) -> None:
+        """A shard was assigned."""
+        self._first = self.now() if self._first is None else self._first
+        self.touch()
+
+    def touch(self) -> None:
+        """Something moved."""
+        self._moved = self.now()
+
+    def committed(self, report: ShardReport) -> None:
+        """A shard is done."""
+        self.samples += report.counts.samples
+        self.rejects += report.counts.rejects
+        self.rows += report.counts.rows
+        self._last = self.now()
+        self.touch()
+
+    def reading(self, actor: str, reading: Reading) -> None:
+        """An actor's meter."""
+        if reading != self._readings.get(actor):
+            self.touch()
+        self._readings[actor] = reading
+        total = self._total()
+        self._history.append((self.now(), total.images, total.bytes_read))
+        while self._history[-1][0] - self._history[0][0] > WINDOW_SECONDS:
+            self._history.popleft()
+
+    @property
+    def idle_seconds(self) -> float:
+        """Since when nothing has moved."""
+        return self.now() - self._moved
+
+    def reject_fraction(self) -> float | None:
+        """The share of samples rejected, None while too few were seen to judge."""
+        return self.rejects / self.samples if self.samples >= MIN_SAMPLES_TO_JUDGE else None
+
+    def snapshot(self, schedule: Schedule, actors: int) -> Snapshot:
+        """The state of the run now."""
+        total, (rate, byte_rate) = self._total(), self._lately()
+        left = max(0, self.bytes_to_do - total.bytes_read)
+        return Snapshot(
+            shards_total=self.shards_total,
+            shards_done=self.shards_before + schedule.count(State.DONE),
+            shards_running=schedule.count(State.RUNNING),
+            quarantined=schedule.count(State.QUARANTINED),
+            images=total.images,
+            rejects=total.rejects,
+            rate=rate,
+            eta=left / byte_rate if byte_rate else None,
+            bound=bound(total.busy, self._lanes(actors), self.now() - self._first if self._first else 0.0),
+            actors=actors,
+        )
+
+    def rates(self, actors: int) -> Rates:
+        """Throughput of this run beside its ceilings."""
+        seconds = (self._last or 0.0) - (self._first or 0.0)
+        done = self.rows / seconds if seconds > 0 else 0.0
+        if self.calibration is None:
+            return Rates(done, 0.0, 0.0, 0.0)
+        model, decode = self.calibration.model_rate * actors, self.calibration.decode_rate * actors
+        together = 1 / (1 / model + 1 / decode) if self.calibration.device == "cpu" else min(model, decode)
+        return Rates(done, model, decode, together)
+
+    def _lanes(self, actors: int) -> dict[str, int]:
+        shards = actors * self.shards_in_flight
+        decode = actors * self.decode_threads
+        return {Part.DECODE: decode, Part.ENCODE: actors, Part.FETCH: shards, Part.WRITE: shards, Part.PUBLISH: shards}
+
+    def _total(self) -> Reading:
+        busy: Counter[str] = Counter()
+        for reading in self._readings.values():
+            busy.update(reading.busy)  # type: ignore[arg-type]  # a Counter adds floats as well
+        fields = {
+            name: sum(getattr(reading, name) for reading in self._readings.values())
+            for name in ("images", "samples", "rejects", "bytes_read")
+        }
+        return Reading(busy=dict(busy), **fields)
+
+    def _lately(self) -> tuple[float, float]:
+        if len(self._history) < 2:
+            return 0.0, 0.0
+        (t0, images0, bytes0), (t1, images1, bytes1) = self._history[0], self._history[-1]
+        seconds = max(1e-9, t1 - t0)
+        return (images1 - images0) / seconds, (bytes1 - bytes0) / seconds

@@ -1,0 +1,139 @@
+"""What a person sees while a run works: one live line block on a terminal, plain lines elsewhere. All on stderr."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+PLAIN_SECONDS = 5.0  # a log file gets a line so often
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of a run at one moment.
+
+    Attributes:
+        shards_total, shards_done, shards_running, quarantined: counts; done includes earlier runs' shards.
+        images, rejects: samples tokenized and rejected by this run.
+        rate: images/s lately.
+        eta: seconds left, None while unknown.
+        bound: the stage that bounds the run, and the share of the time it is busy.
+        actors: how many are at work.
+    """
+
+    shards_total: int
+    shards_done: int
+    shards_running: int
+    quarantined: int
+    images: int
+    rejects: int
+    rate: float
+    eta: float | None
+    bound: tuple[str, float]
+    actors: int
+
+    def line(self) -> str:
+        """The snapshot in one line."""
+        stage, share = self.bound
+        parts = [
+            f"shards {self.shards_done}/{self.shards_total}",
+            f"{self.images:,} images",
+            f"{self.rate:,.1f} images/s",
+            f"{self.rejects:,} rejects",
+            f"ETA {clock(self.eta)}",
+            f"bound by {stage} ({share:.0%} busy)",
+            f"{self.actors} actor{'s' * (self.actors != 1)}",
+        ]
+        if self.quarantined:
+            parts.insert(1, f"{self.quarantined} quarantined")
+        return " | ".join(parts)
+
+
+class Progress(Protocol):
+    """Receives what happens during a run."""
+
+    def note(self, message: str) -> None:
+        """Something worth a line of its own happened."""
+        ...
+
+    def show(self, snapshot: Snapshot) -> None:
+        """The run's state now; called about once a second."""
+        ...
+
+    def close(self) -> None:
+        """The run is over."""
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def note(self, message: str) -> None:
+        pass
+
+    def show(self, snapshot: Snapshot) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Plain:
+    """Lines for a log file: a note at once, the state every few seconds."""
+
+    def __init__(self, write: Callable[[str], object] = sys.stderr.write) -> None:
+        self._write, self._last = write, float("-inf")
+
+    def note(self, message: str) -> None:
+        self._write(f"{message}\n")
+
+    def show(self, snapshot: Snapshot) -> None:
+        if time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._last = time.monotonic()
+            self._write(f"{snapshot.line()}\n")
+
+    def close(self) -> None:
+        pass
+
+
+class Terminal:
+    """A bar that stays in place, with notes scrolling above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=4, transient=True)
+        self._live.start()
+
+    def note(self, message: str) -> None:
+        self._console.print(message, highlight=False, markup=False)
+
+    def show(self, snapshot: Snapshot) -> None:
+        grid = Table.grid(padding=(0, 1))
+        share = snapshot.shards_done + snapshot.quarantined
+        grid.add_row(ProgressBar(total=max(1, snapshot.shards_total), completed=share, width=30))
+        grid.add_row(snapshot.line())
+        self._live.update(grid)
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def for_stderr() -> Progress:
+    """The display that fits where stderr goes."""
+    console = Console(stderr=True)
+    return Terminal(console) if console.is_terminal else Plain()
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as 1:02:03 or 2:03; `--:--` if unknown."""
+    if seconds is None:
+        return "--:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,1 @@
+"""The inputs: which shards there are, and what is in them."""
