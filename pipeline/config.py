@@ -7,6 +7,8 @@ is defined, documented and validated beside its owner; here they are only compos
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.encoding import ModelConfig
 from pipeline.errors import UsageError
-from pipeline.images import ImageConfig
+from pipeline.fingerprint import fingerprint, identity
+from pipeline.images import ImageConfig, describe
+from pipeline.messages import Calibration, Identity
 from pipeline.schedule import LimitsConfig
-from pipeline.storage import StorageConfig
+from pipeline.storage import Storage, StorageConfig
 from pipeline.tokens.schema import ColumnsConfig
 from pipeline.tokens.writer import OutputConfig
+from pipeline.urls import join, local_path
 
 ENVIRONMENT_PREFIX = "TOKENMILL_"
 SHORTHANDS = {"model": "path", "output": "url"}  # `output: s3://...` stands for `output: {url: s3://...}`
@@ -66,16 +71,56 @@ class JobConfig(BaseModel):
             values["shards"] = [values["shards"]]
         return values
 
-    def check_complete(self) -> None:
+    def check_complete(self, *, needs_output: bool = True) -> None:
         """Refuse a job that lacks what only the user can give.
 
         Raises:
             UsageError: no shards, model or output.
         """
-        missing = {"shards": not self.shards, "model": not self.model.path, "output": not self.output.url}
+        missing = {
+            "shards": not self.shards,
+            "model": not self.model.path,
+            "output": needs_output and not self.output.url,
+        }
         if names := [name for name, absent in missing.items() if absent]:
             flags = " and ".join(f"--{name}" for name in names)
             raise UsageError(f"the job names no {' and no '.join(names)}; give {flags}, or write them into JOB.yaml")
+
+    def check_model(self, storage: Storage) -> None:
+        """Refuse a local model folder that is not there, before anything is started.
+
+        Raises:
+            UsageError: the folder has no config.json.
+        """
+        local = local_path(self.model.path)
+        if local is None or not (local.exists() or self.model.path.startswith(("/", ".", "~", "file:"))):
+            return  # a URL or a hub id: the actors find out
+        folder = join(self.model.path, *([self.model.subfolder] if self.model.subfolder else []))
+        if not storage.exists(f"{folder}/config.json"):
+            raise UsageError(
+                f"{local_path(folder)}: no model here (config.json is missing); --model must be a folder or URL in the "
+                "layout of diffusers, with config.json and safetensors, or a hub id"
+            )
+
+
+def job_document(config: JobConfig, found: Identity, calibration: Calibration | None) -> dict[str, Any]:
+    """What job.json says: the fingerprint and what went into it, the configuration, what was measured at the start."""
+    parts = identity(
+        weights=found.weights,
+        model=found.model,
+        image=describe(config.image),
+        precision=found.precision.value,
+        columns=config.columns.model_dump(),
+    )
+    return {
+        "tokenmill": version("tokenmill"),
+        "fingerprint": fingerprint(parts),
+        "identity": parts,
+        "spec": asdict(found.spec),
+        "batch_size": calibration.batch_size if calibration else None,
+        "config": config.model_dump(mode="json"),
+        "calibration": asdict(calibration) if calibration else None,
+    }
 
 
 def resolve(

@@ -1,4 +1,4 @@
-"""Runs a job on Ray: the only room (with `jobs/submit.py`) that speaks it.
+"""Runs a job on Ray: with `cluster` and `jobs/submit.py` the only room that speaks it.
 
 Decisions are the schedule's; here are their effects. One event loop waits for whatever an actor answers next. An actor
 loads the model; the first one calibrates, which fixes fingerprint and batch size and claims OUTPUT; then every actor
@@ -7,41 +7,33 @@ that OUTPUT does not have: it may die anywhere, and the same command goes on.
 """
 
 import itertools
-import logging
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.metadata import version
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from pipeline.cluster import Placement, RemoteWorker, cluster
 from pipeline.commit import probe
-from pipeline.config import JobConfig
+from pipeline.config import JobConfig, job_document
 from pipeline.encoding import Precision
-from pipeline.errors import NotFound, RunFailed, TokenmillError, UsageError
-from pipeline.fingerprint import fingerprint, identity
-from pipeline.images import describe
+from pipeline.errors import RunFailed, TokenmillError, UsageError
 from pipeline.messages import Calibration, Identity, ShardReport
 from pipeline.meter import Reading
-from pipeline.monitor import ExitCode, Monitor, Result
+from pipeline.monitor import ExitCode, Monitor, Result, verdict
 from pipeline.output import Output
 from pipeline.progress import Progress, Silent
 from pipeline.schedule import Assignment, Failure, Kind, Schedule, State
 from pipeline.shards.manifest import Shard, freeze
 from pipeline.signals import Stop, stop_on_signals
 from pipeline.storage import Storage
-from pipeline.urls import join, local_path
 
 POLL_SECONDS = 0.2
 PULSE_SECONDS = 1.0
 MAX_STILLBORN = 3  # actors in a row that die before they are ready: something is wrong with all of them
 CALIBRATION_SHARDS = 3  # the first readable one of so many serves
-OBJECT_STORE_BYTES = 100 << 20  # no image goes through the object store
 
 
 def run(config: JobConfig, progress: Progress | None = None) -> Result:
@@ -52,7 +44,7 @@ def run(config: JobConfig, progress: Progress | None = None) -> Result:
         progress: where to show what happens.
 
     Returns:
-        The accounts; `exit_code` is 0 (every shard committed), 3 (some quarantined, or too many rejects) or 4 (stopped).
+        The accounts; `exit_code` is 0 (every shard committed), 3 (some quarantined, too many rejects) or 4 (stopped).
 
     Raises:
         UsageError: the command or the configuration must change.
@@ -61,85 +53,18 @@ def run(config: JobConfig, progress: Progress | None = None) -> Result:
     config.check_complete()
     progress, began = progress or Silent(), time.monotonic()
     storage = Storage(config.storage)
-    _check_model(storage, config)
+    config.check_model(storage)
     output = Output(storage, config.output.url)
     shards = freeze(storage, config.shards)
     if not config.output.allow_overwrite_commit:
         probe(storage, output.url)
-    with _cluster(config) as placement, stop_on_signals() as stop:
-        job = _Run(config, output, shards, placement, progress, stop)
+    with cluster(config) as placement, stop_on_signals() as stop:
+        job = _Run(config, output, shards, placement, progress=progress, stop=stop)
         try:
             stopped = job.work()
             return job.result(stopped, time.monotonic() - began)
         finally:
             job.dismiss()
-
-
-# --- the cluster -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Placement:
-    """How many actors, and what each one reserves."""
-
-    actors: int
-    cpus: int
-    gpus: float
-
-    @property
-    def device(self) -> str:
-        return "cuda" if self.gpus else "cpu"
-
-
-@contextmanager
-def _cluster(config: JobConfig) -> Iterator[_Placement]:
-    """Join the cluster, or start Ray here; leave it as it was found."""
-    mine = not ray.is_initialized()
-    if mine:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        if config.cluster.address:
-            ray.init(address=config.cluster.address, **options)
-        else:
-            cores = len(os.sched_getaffinity(0))
-            wanted = (config.cluster.actors or 1) * (config.cluster.cpus_per_actor or 1)
-            ray.init(
-                address="local",
-                num_cpus=max(cores, wanted),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **options,
-            )
-    try:
-        yield _place(config, ray.cluster_resources())
-    finally:
-        if mine:
-            ray.shutdown()
-
-
-def _place(config: JobConfig, resources: dict[str, float]) -> _Placement:
-    wanted, gpus = config.cluster, int(resources.get("GPU", 0))
-    per_actor = wanted.gpus_per_actor if wanted.gpus_per_actor is not None else (1.0 if gpus else 0.0)
-    actors = wanted.actors or (int(gpus / per_actor) if per_actor else 1)
-    if not actors:
-        raise UsageError(f"cluster.gpus_per_actor is {per_actor}, but the cluster has {gpus} GPUs")
-    cores = int(resources.get("CPU", 1))
-    return _Placement(actors, wanted.cpus_per_actor or max(1, cores // actors), per_actor)
-
-
-class _Remote:
-    """The worker inside an actor's process. Imported there only: the driver needs no torch."""
-
-    def __init__(self, *arguments: Any) -> None:
-        from pipeline.worker import Worker
-
-        self._worker = Worker(*arguments)
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        return getattr(self._worker, method)(*arguments)
-
-
-# --- the run ---------------------------------------------------------------------------------------------------------
 
 
 class _Phase(StrEnum):
@@ -177,7 +102,8 @@ class _Run:
         config: JobConfig,
         output: Output,
         shards: list[Shard],
-        placement: _Placement,
+        placement: Placement,
+        *,
         progress: Progress,
         stop: Stop,
     ) -> None:
@@ -234,7 +160,7 @@ class _Run:
             for shard, failure in self._schedule.quarantined().items()
         }
         summary = self._output.summarise(list(self._shards.values()), quarantined)
-        code, message = self._verdict(stopped, summary)
+        code, message = verdict(summary, stopped, self._config.limits.max_reject_fraction)
         if code is ExitCode.OK:
             self._output.succeed()
         return Result(code, message, summary, self._monitor.rates(self._placement.actors), seconds)
@@ -269,7 +195,7 @@ class _Run:
         """Keep as many actors as the placement says, and no more than there are shards to do."""
         open_shards = self._schedule.count(State.WAITING) + self._schedule.count(State.RUNNING)
         for _ in range(min(self._placement.actors, max(1, open_shards)) - len(self._actors)):
-            remote = ray.remote(_Remote).options(
+            remote = ray.remote(RemoteWorker).options(
                 num_cpus=self._placement.cpus,
                 num_gpus=self._placement.gpus,
                 max_restarts=0,  # an actor that died is replaced here, where its shards are known
@@ -380,26 +306,9 @@ class _Run:
                 f"precision {precision} keeps only {calibration.agreement:.2%} of the tokens of precision "
                 f"{Precision.EXACT} (model.min_agreement is {floor:.2%}); choose a finer precision, or lower the floor"
             )
-        parts = identity(
-            weights=self._identity.weights,
-            model=self._identity.model,
-            image=describe(self._config.image),
-            precision=precision.value,
-            columns=self._config.columns.model_dump(),
-        )
         self._monitor.calibration = calibration
-        self._batch_size = calibration.batch_size if calibration else _given_batch_size(self._config)
-        self._job = self._output.claim(
-            {
-                "tokenmill": version("tokenmill"),
-                "fingerprint": fingerprint(parts),
-                "identity": parts,
-                "spec": _fields(self._identity.spec),
-                "batch_size": self._batch_size,
-                "config": self._config.model_dump(mode="json"),
-                "calibration": _fields(calibration) if calibration else None,
-            }
-        )
+        self._job = self._output.claim(job_document(self._config, self._identity, calibration))
+        self._batch_size = calibration.batch_size if calibration else 1
         merged = self._output.extend_manifest(self._given)
         self._shards = {shard.id: shard for shard in merged}
         if self._pending:
@@ -438,49 +347,7 @@ class _Run:
     def _at_work(self) -> int:
         return sum(actor.phase is _Phase.READY for actor in self._actors.values())
 
-    def _verdict(self, stopped: bool, summary: dict[str, Any]) -> tuple[ExitCode, str]:
-        shards, limit = summary["shards"], self._config.limits.max_reject_fraction
-        done = f"{shards['committed']:,} of {shards['total']:,} shards are committed"
-        fraction = summary["rejects"] / summary["samples"] if summary["samples"] else 0.0
-        if fraction > limit:
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["rejects_by_reason"].items())
-            return ExitCode.INCOMPLETE, (
-                f"{fraction:.1%} of the samples were rejected (limits.max_reject_fraction is {limit:.1%}): {reasons}; {done}"
-            )
-        if stopped:
-            return ExitCode.STOPPED, f"stopped: {done}; run the same command again to go on"
-        if shards["quarantined"]:
-            return ExitCode.INCOMPLETE, (
-                f"finished, but {shards['quarantined']:,} shards are quarantined (summary.json names them): {done}; "
-                "mend them and run the same command again"
-            )
-        return ExitCode.OK, f"finished: {done}"
-
     def _stopped_early(self, seconds: float) -> Result:
         summary = self._output.summary() or {}
         message = "stopped before the first shard; run the same command again"
         return Result(ExitCode.STOPPED, message, summary, self._monitor.rates(0), seconds)
-
-
-def _given_batch_size(config: JobConfig) -> int:
-    return config.model.batch_size if isinstance(config.model.batch_size, int) else 1
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    """A slotted dataclass as a dict."""
-    return {name: getattr(value, name) for name in value.__slots__}
-
-
-def _check_model(storage: Storage, config: JobConfig) -> None:
-    """Refuse a model folder that is not there before anything is started."""
-    local = local_path(config.model.path)
-    if local is None or not (local.exists() or config.model.path.startswith(("/", ".", "~", "file:"))):
-        return  # a URL or a hub id: the actors find out
-    folder = join(config.model.path, *([config.model.subfolder] if config.model.subfolder else []))
-    try:
-        storage.stat(join(folder, "config.json"))
-    except NotFound as error:
-        raise UsageError(
-            f"{local}: no model here (config.json is missing); --model must be a folder or URL in the layout of "
-            "diffusers, with config.json and safetensors, or a hub id"
-        ) from error

@@ -169,7 +169,7 @@ class Monitor:
     def _total(self) -> Reading:
         busy: Counter[str] = Counter()
         for reading in self._readings.values():
-            busy.update(reading.busy)  # type: ignore[arg-type]  # a Counter adds floats as well
+            busy.update(reading.busy)
         fields = {
             name: sum(getattr(reading, name) for reading in self._readings.values())
             for name in ("images", "samples", "rejects", "bytes_read")
@@ -182,3 +182,30 @@ class Monitor:
         (t0, images0, bytes0), (t1, images1, bytes1) = self._history[0], self._history[-1]
         seconds = max(1e-9, t1 - t0)
         return (images1 - images0) / seconds, (bytes1 - bytes0) / seconds
+
+
+def verdict(summary: dict[str, Any], stopped: bool, max_reject_fraction: float) -> tuple[ExitCode, str]:
+    """The exit code of a run, and one sentence that says why.
+
+    Args:
+        summary: the accounts of OUTPUT.
+        stopped: the run ended before all shards were in a final state.
+        max_reject_fraction: more rejects than this fail the run.
+    """
+    shards = summary["shards"]
+    done = f"{shards['committed']:,} of {shards['total']:,} shards are committed"
+    fraction = summary["rejects"] / summary["samples"] if summary["samples"] else 0.0
+    if fraction > max_reject_fraction:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["rejects_by_reason"].items())
+        return ExitCode.INCOMPLETE, (
+            f"{fraction:.1%} of the samples were rejected (limits.max_reject_fraction is {max_reject_fraction:.1%}): "
+            f"{reasons}; {done}"
+        )
+    if stopped:
+        return ExitCode.STOPPED, f"stopped: {done}; run the same command again to go on"
+    if shards["quarantined"]:
+        return ExitCode.INCOMPLETE, (
+            f"finished, but {shards['quarantined']:,} shards are quarantined (summary.json names them): {done}; "
+            "mend them and run the same command again"
+        )
+    return ExitCode.OK, f"finished: {done}"

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,10 +22,10 @@ import pyarrow.parquet as pq
 from pipeline.card import dataset_card
 from pipeline.errors import AlreadyExists, FingerprintMismatch, NotFound, UsageError
 from pipeline.fingerprint import differences
-from pipeline.shards.manifest import Shard, from_parquet, to_parquet
+from pipeline.shards.manifest import Shard, from_parquet, shard_id, to_parquet
 from pipeline.storage import Blob, Storage
 from pipeline.tokens.reader import read_footer
-from pipeline.tokens.schema import Counts, PartFooter
+from pipeline.tokens.schema import PartFooter, RejectedSample
 from pipeline.urls import canonical, join
 
 FOOTER_THREADS = 16
@@ -128,25 +129,12 @@ class Output:
             quarantined: shard id -> {reason, message} of the shards given up.
         """
         parts = self.parts()
-        done = [parts[shard.id] for shard in manifest if shard.id in parts]
-        totals, reasons, warnings = Counter[str](), Counter[str](), Counter[str]()
         rejects: list[dict[str, Any]] = []
-        for footer in self.footers(done):
-            totals.update(_fields(footer.counts))
-            warnings.update(footer.warnings)
-            for rejected in footer.rejects:
-                reasons[rejected.reject.reason] += 1
-                rejects.append(_reject_row(footer, rejected.key, rejected.sample_index, rejected.reject))
+        accounts = self._accounts([parts[shard.id] for shard in manifest if shard.id in parts], rejects)
         urls = {shard.id: shard.url for shard in manifest}
         summary = {
-            "shards": {"total": len(manifest), "committed": len(done), "quarantined": len(quarantined)},
-            "samples": totals["samples"],
-            "tokenized": totals["tokenized"],
-            "rows": totals["rows"],
-            "rejects": totals["rejects"],
-            "rejects_by_reason": dict(reasons.most_common()),
-            "warnings": dict(warnings),
-            "bytes": sum(blob.size for blob in done),
+            "shards": {"total": len(manifest), "committed": accounts.pop("parts"), "quarantined": len(quarantined)},
+            **accounts,
             "quarantined": [{"shard": urls[shard], **failure} for shard, failure in sorted(quarantined.items())],
         }
         self.storage.write(join(self.url, "rejects.parquet"), _parquet(rejects))
@@ -155,6 +143,28 @@ class Output:
         if job is not None:
             self.storage.write(join(self.url, "README.md"), dataset_card(job, summary).encode())
         return summary
+
+    def state(self) -> dict[str, Any]:
+        """How far the run is, from OUTPUT alone: the accounts of the parts that are there now.
+
+        Raises:
+            UsageError: OUTPUT holds no run.
+        """
+        job = self.job()
+        if job is None:
+            raise UsageError(f"{self.url}: no run here (job.json is missing)")
+        manifest, last = self.manifest(), self.summary() or {}
+        parts = self.parts()
+        quarantined = [failure for failure in last.get("quarantined", []) if shard_id(failure["shard"]) not in parts]
+        accounts = self._accounts([parts[shard.id] for shard in manifest if shard.id in parts])
+        shards = {"total": len(manifest), "committed": accounts.pop("parts"), "quarantined": len(quarantined)}
+        return {
+            "success": self.succeeded(),
+            "fingerprint": job["fingerprint"],
+            "shards": shards,
+            **accounts,
+            "quarantined": quarantined,
+        }
 
     def summary(self) -> dict[str, Any] | None:
         """The last summary.json, None if there is none."""
@@ -171,6 +181,23 @@ class Output:
         """Whether the last run finished with every shard committed."""
         return self.storage.exists(join(self.url, "_SUCCESS"))
 
+    def _accounts(self, parts: list[Blob], rejects: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        """The sums over the footers of `parts`; the rejected samples are appended to `rejects`."""
+        totals, reasons, warnings = Counter[str](), Counter[str](), Counter[str]()
+        for footer in self.footers(parts):
+            totals.update(asdict(footer.counts))
+            warnings.update(footer.warnings)
+            reasons.update(rejected.reject.reason for rejected in footer.rejects)
+            if rejects is not None:
+                rejects += [_reject_row(footer, rejected) for rejected in footer.rejects]
+        return {
+            "parts": len(parts),
+            **{name: totals[name] for name in ("samples", "tokenized", "rows", "rejects")},
+            "rejects_by_reason": dict(reasons.most_common()),
+            "warnings": dict(warnings),
+            "bytes": sum(blob.size for blob in parts),
+        }
+
     def _agree(self, job: dict[str, Any]) -> dict[str, Any]:
         there = self.job()
         if there is None:
@@ -184,18 +211,14 @@ class Output:
         return there
 
 
-def _fields(counts: Counts) -> dict[str, int]:
-    return {name: getattr(counts, name) for name in ("samples", "tokenized", "rows", "rejects")}
-
-
-def _reject_row(footer: PartFooter, key: str, index: int, reject: Any) -> dict[str, Any]:
+def _reject_row(footer: PartFooter, rejected: RejectedSample) -> dict[str, Any]:
     return {
-        "key": key,
+        "key": rejected.key,
         "shard": footer.shard["url"],
-        "sample_index": index,
-        "stage": reject.stage.value,
-        "reason": reject.reason,
-        "detail": reject.detail,
+        "sample_index": rejected.sample_index,
+        "stage": rejected.reject.stage.value,
+        "reason": rejected.reject.reason,
+        "detail": rejected.reject.detail,
     }
 
 

@@ -32,6 +32,11 @@ CALIBRATION_IMAGES = 32
 SWITCH_SECONDS = 5e-5  # at Python's default of 5 ms a busy thread cuts the decode threads to a quarter of their speed
 
 
+def device_here() -> str:
+    """`cuda` if this process sees a GPU, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 class Worker:
     """One actor's work.
 

@@ -124,7 +124,6 @@ def _check_jpeg(header: JpegHeader, config: ImageConfig) -> None:
             Reason.UNSUPPORTED_FORMAT,
             f"{kind}JPEG of {header.precision} bits and {header.components} components; must be DCT, 8 bits, 1, 3 or 4",
         )
-    _check_limits(header.width, header.height, config)
     if header.scans * header.width * header.height > config.max_scan_pixels:
         raise BadImage(
             Reason.TOO_LARGE,

@@ -13,9 +13,10 @@ REGULAR_TYPES: Final = frozenset((b"0", b"\0", b"7"))  # "7": contiguous files, 
 PAX_TYPES: Final = frozenset((b"x", b"X"))  # "X": Solaris' name for it
 PAX_GLOBAL_TYPE: Final = b"g"
 GNU_LONG_TYPES: Final = frozenset((b"L", b"K"))  # the content is the next member's name, or its link's target
-_PAX_LENGTH_DIGITS = 20  # more than any 64-bit number has
 # Types whose content is not where, or not what, a plain reader takes it for.
 REFUSED_TYPES: Final = {b"S": "a GNU sparse file", b"M": "the continuation of a file of another volume"}
+
+_PAX_LENGTH_DIGITS = 20  # as many as a 64-bit number can have
 
 
 class Header(NamedTuple):

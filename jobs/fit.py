@@ -1,0 +1,85 @@
+"""`tokenmill fit`: train a small VQ model on your own images."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.options import Settings, Shards, out
+from pipeline.errors import UsageError
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Folder that receives the model (diffusers layout) and log.csv.")],
+    shards: Shards = None,
+    images: Annotated[Path | None, typer.Option(help="A folder of image files, instead of shards.")] = None,
+    half: Annotated[bool, typer.Option(help="Store the weights as float16: half the size on disk.")] = True,
+    settings: Settings = None,
+) -> None:
+    """Train a VQ model (van den Oord et al. 2017) on shards or a folder of images. --set steps=..., seed=..., ..."""
+    from pipeline.fit import FitConfig, FitReport, fit
+    from pipeline.model import VQModel
+
+    config = _config(FitConfig, settings or [])
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / "log.csv", "w", newline="") as file:
+        log = csv.writer(file)
+        log.writerow(["step", "loss", "psnr", "usage", "perplexity"])
+
+        def report(now: FitReport, model: VQModel) -> None:
+            log.writerow([now.step, f"{now.loss:.5f}", f"{now.psnr:.3f}", f"{now.usage:.4f}", f"{now.perplexity:.1f}"])
+            file.flush()
+            out.print(
+                f"step {now.step:,}/{config.steps:,}  loss {now.loss:.4f}  PSNR {now.psnr:.2f} dB  "
+                f"codes used {now.usage:.1%}  perplexity {now.perplexity:.0f}"
+            )
+            if now.step % (20 * config.report_interval) == 0 or now.step == config.steps:
+                model.save_pretrained(output, half=half)
+
+        fit(_images(shards, images), config, report)
+    out.print(f"model in {output}")
+
+
+def _config(kind: Any, settings: list[str]) -> Any:
+    """The training configuration with `KEY=VALUE` settings."""
+    import yaml
+    from pydantic import ValidationError
+
+    values = {}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or key not in kind.model_fields:
+            raise UsageError(f"--set must be one of {', '.join(kind.model_fields)} as KEY=VALUE, got {setting!r}")
+        values[key] = yaml.safe_load(text)
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise UsageError("; ".join(problem["msg"] for problem in error.errors())) from error
+
+
+def _images(shards: list[str] | None, folder: Path | None) -> Iterator[Any]:
+    """RGB images, uint8 [H, W, 3], of shards or of a folder."""
+    from pipeline.errors import Reject
+    from pipeline.images import find_image
+    from pipeline.images.decode import decode_rgb
+    from pipeline.shards.manifest import freeze
+    from pipeline.shards.tar import TarReader
+    from pipeline.storage import Storage
+
+    if (shards is None) == (folder is None):
+        raise UsageError("fit needs either --shards or --images")
+    if folder is not None:
+        data = (path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file())
+        yield from (image for image in map(decode_rgb, data) if not isinstance(image, Reject))
+        return
+    storage = Storage()
+    for shard in freeze(storage, shards or ()):
+        blob = shard.blob()
+        with storage.stream(blob) as stream:
+            for sample in TarReader(stream, url=shard.url, size=blob.size):
+                found = find_image(sample.members)
+                image = found if isinstance(found, Reject) else decode_rgb(found)
+                if not isinstance(image, Reject):
+                    yield image

@@ -1,0 +1,40 @@
+"""`tokenmill plan`: what a run would take. Changes nothing."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from jobs.options import Actors, AsJson, Job, Model, Settings, Shards, job_config, out, print_json
+
+
+def main(
+    job: Job = None,
+    shards: Shards = None,
+    model: Model = None,
+    actors: Actors = None,
+    probes: Annotated[int, typer.Option(min=1, help="Shards to read whole (shards).")] = 2,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """List and freeze the shards, probe a few on this machine, and forecast images, time and bytes."""
+    config = job_config(job, shards=shards, model=model, output=None, actors=actors, settings=settings)
+    config.check_complete(needs_output=False)
+    from pipeline.plan import plan
+    from pipeline.progress import clock
+
+    found = plan(config, probes)
+    missing = f" ({found.missing:,} of them missing)" if found.missing else ""
+    out.print(f"input       {found.shards:,} shards{missing}, {found.input_bytes / 1e9:,.3f} GB")
+    out.print(f"images      about {found.images:,}")
+    out.print(
+        f"one actor   {found.actor_rate:,.1f} images/s on {found.device} "
+        f"(model alone {found.model_rate:,.1f}, decode alone {found.decode_rate:,.1f}; bound by {found.bottleneck})"
+    )
+    out.print(
+        f"time        {clock(found.seconds)} with {found.actors} actor{'s' * (found.actors != 1)}, "
+        f"{found.actors * found.seconds / 3600:,.2f} actor-hours"
+    )
+    out.print(f"output      about {found.output_bytes / 1e9:,.3f} GB, {found.tokens:,} tokens")
+    if as_json:
+        print_json(asdict(found))

@@ -1,0 +1,42 @@
+"""`tokenmill run`: tokenize the shards that have no part yet."""
+
+import typer
+
+from jobs.options import Actors, AsJson, Job, Model, Output, Settings, Shards, job_config, out, print_json
+
+
+def main(
+    job: Job = None,
+    shards: Shards = None,
+    model: Model = None,
+    output: Output = None,
+    actors: Actors = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tokenize shards into OUTPUT. Run it again to resume, or with more shards to add them."""
+    config = job_config(job, shards=shards, model=model, output=output, actors=actors, settings=settings)
+    config.check_complete()
+    from pipeline.driver import run
+    from pipeline.progress import clock, for_stderr
+
+    progress = for_stderr()
+    try:
+        result = run(config, progress)
+    finally:
+        progress.close()
+    summary = result.summary
+    out.print(result.message, markup=False)
+    if summary:
+        reasons = "".join(f", {count:,} {reason}" for reason, count in summary["rejects_by_reason"].items())
+        out.print(
+            f"{summary['samples']:,} samples = {summary['tokenized']:,} tokenized + {summary['rejects']:,} rejected"
+            f"{reasons}; {summary['rows']:,} rows, {summary['bytes'] / 1e6:,.1f} MB in {config.output.url}"
+        )
+    out.print(f"{result.rates} ({clock(result.seconds)} in all)")
+    if as_json:
+        rates = {name: getattr(result.rates, name) for name in ("end_to_end", "model_alone", "decode_alone", "bound")}
+        print_json(
+            {**summary, "message": result.message, "exit_code": int(result.exit_code), "images_per_second": rates}
+        )
+    raise typer.Exit(int(result.exit_code))

@@ -1,0 +1,46 @@
+"""`tokenmill verify`: recount a run with code that shares nothing with the writer."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from jobs.options import AsJson, Store, out, print_json
+
+
+def main(
+    output: Store,
+    source: Annotated[
+        bool, typer.Option(help="Recount the source shards too; --no-source reads the parts only.")
+    ] = True,
+    threads: Annotated[int, typer.Option(min=1, help="Shards checked at once (threads).")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Check that every sample is a row or a reject, once. Exit code 0 if so, 3 if anything is amiss."""
+    from pipeline.verify import verify
+
+    from pipeline.storage import Storage
+
+    with Progress(console=None, transient=True, disable=as_json or not out.is_terminal) as progress:
+        task = progress.add_task("verifying", total=None)
+        result = verify(
+            Storage(),
+            output,
+            source=source,
+            threads=threads,
+            on_shard=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    for finding in result.findings:
+        out.print(f"{finding.kind.value}: {finding.shard}: {finding.message}", markup=False)
+    samples = [account.samples for account in result.accounts if account.samples is not None]
+    rows, rejects = (sum(getattr(account, name) for account in result.accounts) for name in ("rows", "rejects"))
+    recounted = f"{sum(samples):,} samples recounted, " if samples else ""
+    verdict = "all accounted for, once" if result.ok else f"{len(result.findings):,} findings"
+    out.print(f"{len(result.accounts):,} shards: {recounted}{rows:,} rows, {rejects:,} rejects: {verdict}")
+    if as_json:
+        findings = [{"kind": f.kind.value, "shard": f.shard, "message": f.message} for f in result.findings]
+        print_json(
+            {"ok": result.ok, "accounts": [asdict(account) for account in result.accounts], "findings": findings}
+        )
+    raise typer.Exit(0 if result.ok else 3)

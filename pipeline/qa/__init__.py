@@ -1,0 +1,1 @@
+"""Looking at tokens: a sample of rows decoded back into images."""

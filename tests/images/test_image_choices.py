@@ -1,0 +1,96 @@
+"""Which member is the image, what can be configured, and what of it enters the fingerprint."""
+
+import json
+import typing
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.errors import Reject, Stage
+from pipeline.images import RECIPES, ImageConfig, describe, find_image
+from pipeline.images.identity import resampler
+
+
+@pytest.mark.parametrize(
+    ("extensions", "image"),
+    [
+        (["jpg"], "jpg"),
+        (["txt", "json", "webp"], "webp"),
+        (["png", "jpg"], "png"),
+        (["seg.png", "jpg"], "jpg"),
+        (["depth.png", "seg.png", "jpeg", "txt"], "jpeg"),
+        (["v2.jpg", "txt"], "v2.jpg"),
+        (["jfif", "cls"], "jfif"),
+    ],
+    ids=" ".join,
+)
+def test_image_member(extensions, image):
+    assert find_image({extension: extension.encode() for extension in extensions}) == image.encode()
+
+
+@pytest.mark.parametrize(
+    ("members", "reason", "detail"),
+    [
+        ({}, "no_image", "no members"),
+        ({"txt": b"a", "heic": b"b"}, "no_image", "txt, heic"),
+        ({"seg.png": b"a", "depth.png": b"b"}, "no_image", "seg.png, depth.png"),
+        ({"jpg.txt": b"a"}, "no_image", "jpg.txt"),
+        ({"": b"a"}, "no_image", "no member has"),
+        ({"jpg": b"", "txt": b"a"}, "empty", "jpg"),
+        ({f"member{i}": b"" for i in range(90)}, "no_image", "member0"),
+    ],
+)
+def test_sample_without_an_image(members, reason, detail):
+    outcome = find_image(members)
+    assert isinstance(outcome, Reject)
+    assert (outcome.stage, outcome.reason) == (Stage.READ, reason)
+    assert detail in outcome.detail
+    assert len(outcome.detail) <= 200
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"decode": "tensor"}, "'exact'"),
+        ({"decode": "fast"}, "'exact'"),
+        ({"recipe": "centre-crop"}, "'center-crop', 'resize-exact' or 'pad'"),
+        ({"interpolation": "nearest"}, "'bicubic'"),
+        ({"size": 0}, "greater than or equal to 1"),
+        ({"max_pixels": 200_000_000}, "less than or equal to 89478485"),
+        ({"pixels": 1}, "not permitted"),
+    ],
+)
+def test_refused_configuration(options, complaint):
+    with pytest.raises(ValidationError, match=complaint):
+        ImageConfig(**options)
+
+
+def test_every_recipe_of_the_configuration_exists():
+    assert set(typing.get_args(ImageConfig.model_fields["recipe"].annotation)) == set(RECIPES)
+
+
+def test_description_is_stable_json():
+    first, second = (json.dumps(describe(ImageConfig()), sort_keys=True) for _ in range(2))
+    assert first == second
+    assert json.loads(first) == describe(ImageConfig())
+
+
+OTHERS = {
+    "recipe": "pad",
+    "size": 512,
+    "interpolation": "lanczos",
+    "max_pixels": 1000,
+    "max_scan_pixels": 1000,
+    "min_side": 2,
+}
+
+
+def test_description_tells_every_choice_apart():
+    assert set(OTHERS) == set(ImageConfig.model_fields) - {"decode"}  # of which there is one value
+    descriptions = [describe(ImageConfig(**{name: value})) for name, value in OTHERS.items()]
+    descriptions.append(describe(ImageConfig()))
+    assert len({json.dumps(description, sort_keys=True) for description in descriptions}) == len(OTHERS) + 1
+
+
+def test_installed_resampler_is_a_known_generation():
+    assert resampler() == "pillow-13", "this Pillow resizes to other pixels: add its generation, do not rename one"
