@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,8 @@ def main(
     settings: Settings = None,
 ) -> None:
     """Train a VQ model (van den Oord et al. 2017) on shards or a folder of images. --set steps=..., seed=..., ..."""
+    import torch
+
     from pipeline.fit import FitConfig, FitReport, fit
     from pipeline.model import VQModel
 
@@ -36,7 +39,7 @@ def main(
                 f"codes used {now.usage:.1%}  perplexity {now.perplexity:.0f}"
             )
             if now.step % (20 * config.report_interval) == 0 or now.step == config.steps:
-                model.save_pretrained(output, half=half)
+                model.save_pretrained(output, torch.float16 if half else torch.float32)
 
         fit(_images(shards, images), config, report)
     out.print(f"model in {output}")
@@ -60,26 +63,38 @@ def _config(kind: Any, settings: list[str]) -> Any:
 
 
 def _images(shards: list[str] | None, folder: Path | None) -> Iterator[Any]:
-    """RGB images, uint8 [H, W, 3], of shards or of a folder."""
+    """RGB images, uint8 [H, W, 3], of shards or of a folder; what cannot be decoded is left out."""
+    import numpy as np
+
+    from pipeline.images import ImageConfig
+    from pipeline.images.decode import decode
+    from pipeline.images.reasons import BadImage
+
+    if (shards is None) == (folder is None):
+        raise UsageError("fit needs either --shards or --images")
+    for data in _files_of_folder(folder) if folder is not None else _files_of_shards(shards or []):
+        with suppress(BadImage):
+            yield np.asarray(decode(data, ImageConfig()))
+
+
+def _files_of_folder(folder: Path) -> Iterator[bytes]:
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    return (path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file())
+
+
+def _files_of_shards(specs: list[str]) -> Iterator[bytes]:
     from pipeline.errors import Reject
     from pipeline.images import find_image
-    from pipeline.images.decode import decode_rgb
     from pipeline.shards.manifest import freeze
     from pipeline.shards.tar import TarReader
     from pipeline.storage import Storage
 
-    if (shards is None) == (folder is None):
-        raise UsageError("fit needs either --shards or --images")
-    if folder is not None:
-        data = (path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file())
-        yield from (image for image in map(decode_rgb, data) if not isinstance(image, Reject))
-        return
     storage = Storage()
-    for shard in freeze(storage, shards or ()):
+    for shard in freeze(storage, specs):
         blob = shard.blob()
         with storage.stream(blob) as stream:
             for sample in TarReader(stream, url=shard.url, size=blob.size):
                 found = find_image(sample.members)
-                image = found if isinstance(found, Reject) else decode_rgb(found)
-                if not isinstance(image, Reject):
-                    yield image
+                if not isinstance(found, Reject):
+                    yield found

@@ -17,11 +17,10 @@ import torch
 from pipeline.config import JobConfig
 from pipeline.engine import CPU_IMAGES, Engine, Images, agreement, sweep
 from pipeline.errors import ModelError, Reject, ShardError, ShardFault, StorageError, UsageError
-from pipeline.images import find_image, prepare
+from pipeline.images import configure_pillow, find_image, prepare
 from pipeline.messages import Calibration, Identity, ShardReport
 from pipeline.meter import Meter, Reading
-from pipeline.model import VQModel
-from pipeline.model.checkpoint import weights_hash
+from pipeline.model import VQModel, weights_hash
 from pipeline.schedule import Failure, Kind
 from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import TarReader
@@ -61,8 +60,9 @@ class Worker:
             ModelError: the model cannot be read, or is not the one that was asked for.
         """
         sys.setswitchinterval(SWITCH_SECONDS)
+        configure_pillow()
         config = self._job.model
-        model = VQModel.from_pretrained(config.path, subfolder=config.subfolder, revision=config.revision)
+        model = VQModel.from_pretrained(config.path, config.subfolder, config.revision, storage=self._storage)
         digest = weights_hash(model)
         if config.sha256 and config.sha256 != digest:
             raise ModelError(f"{config.path}: the weights' hash must be {config.sha256}, got {digest}")

@@ -1,7 +1,7 @@
 """WebDataset shards of web-like images, cut out of a folder of photographs: inputs for the demo, tests and benchmarks.
 
-Every sample is a random crop of a random photo, rescaled to a log-uniform long side and encoded the way images on the web
-are: mostly baseline 4:2:0 JPEG of quality 75-95, some progressive, gray, CMYK and EXIF-rotated, a few PNG and WebP.
+Every sample is a random crop of a random photo, rescaled to a log-uniform long side and encoded the way images on the
+web are: mostly baseline 4:2:0 JPEG of quality 75-95, some progressive, gray, CMYK and EXIF-rotated, a few PNG and WebP.
 """
 
 import io
@@ -11,7 +11,7 @@ import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -39,9 +39,7 @@ class CorpusConfig(BaseModel):
     samples: int = Field(250, ge=1, le=100_000, description="samples in each shard (count)")
     seed: int = Field(0, description="another seed gives other crops of the same photos")
     min_side: int = Field(320, ge=16, description="shortest long side of an image (pixels)")
-    max_side: int = Field(
-        1600, ge=16, description="longest long side of an image (pixels), never above what a photo has"
-    )
+    max_side: int = Field(1600, ge=16, description="longest long side of an image (pixels), where the photo has it")
     jpeg_only: bool = Field(False, description="plain RGB JPEG alone, which every reader takes")
 
     @model_validator(mode="after")
@@ -54,9 +52,9 @@ class CorpusConfig(BaseModel):
 def make_corpus(photos: Path, out: Path, config: CorpusConfig | None = None) -> list[Path]:
     """Write `config.shards` shards of `config.samples` samples into `out`.
 
-    The members of a sample are the image, `txt` (a caption) and `json` (width and height as encoded, name of the photo).
-    The same photos and configuration give the same bytes on one version of Pillow. A shard appears under its name only when
-    it is whole, and replaces one that was there.
+    The members of a sample are the image, `txt` (a caption) and `json` (width and height as encoded, name of the
+    photo). The same photos and configuration give the same bytes on one version of Pillow. A shard appears under its
+    name only when it is whole, and replaces one that was there.
 
     Args:
         photos: folder with the photographs (`.jpg`, `.jpeg`, `.png`).
@@ -67,7 +65,7 @@ def make_corpus(photos: Path, out: Path, config: CorpusConfig | None = None) -> 
         The shards, in order.
 
     Raises:
-        UsageError: if `photos` holds no photograph that is large enough.
+        UsageError: if `photos` holds no photograph that is large enough, or one that cannot be read.
     """
     config = config or CorpusConfig()
     sources = _load(photos, config.min_side)
@@ -80,7 +78,7 @@ def _load(folder: Path, min_side: int) -> list[tuple[str, Image.Image]]:
     if not folder.is_dir():
         raise UsageError(f"photos must be a folder, got {folder}")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES)
-    photos = [(path.stem, Image.open(path).convert("RGB")) for path in paths]
+    photos = [(path.stem, _open(path)) for path in paths]
     large = [(name, photo) for name, photo in photos if min(photo.size) >= min_side]
     if not large:
         wanted = ", ".join(PHOTO_SUFFIXES)
@@ -88,6 +86,14 @@ def _load(folder: Path, min_side: int) -> list[tuple[str, Image.Image]]:
             f"{folder} must hold photos ({wanted}) of at least {min_side} pixels a side, got {len(photos)}"
         )
     return large
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as photo:
+            return photo.convert("RGB")
+    except OSError as exc:
+        raise UsageError(f"photo {path} cannot be read ({exc}); remove or replace it") from exc
 
 
 def _write_shard(out: Path, number: int, photos: list[tuple[str, Image.Image]], config: CorpusConfig) -> Path:
@@ -139,12 +145,12 @@ def _encode(rng: random.Random, image: Image.Image, kinds: Mapping[str, int]) ->
     if kind == "webp":
         image.save(out, "WEBP", quality=quality)
         return "webp", out.getvalue()
-    exif = Image.Exif()
+    options: dict[str, Any] = {"quality": quality, "subsampling": "4:2:0", "progressive": kind == "progressive"}
     if kind == "exif":
+        options["exif"] = exif = Image.Exif()
         exif[EXIF_ORIENTATION_TAG] = rng.choice([3, 6, 8])  # as cameras held upside down, right and left write it
     mode = {"gray": "L", "cmyk": "CMYK"}.get(kind, "RGB")
-    progressive = kind == "progressive"
-    image.convert(mode).save(out, "JPEG", quality=quality, subsampling="4:2:0", progressive=progressive, exif=exif)
+    image.convert(mode).save(out, "JPEG", **options)
     return "jpg", out.getvalue()
 
 
