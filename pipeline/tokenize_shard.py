@@ -113,7 +113,7 @@ def _views(shard: Shard, line: Line, accounts: _Accounts) -> Iterator[tuple[Row,
             accounts.samples += 1
             line.meter.count(samples=1, rejects=isinstance(prepared, Reject))
             if isinstance(prepared, Reject):
-                accounts.rejects.append(RejectedSample(sample.key, sample.index, prepared))
+                accounts.rejects.append(RejectedSample(_key(sample), sample.index, prepared))
                 continue
             for view in prepared.views:
                 yield _row(sample, prepared, view, line.columns, accounts.warnings), view
@@ -169,7 +169,7 @@ def _batches(views: Iterator[tuple[Row, View]], engine: Engine) -> Iterator[tupl
 
 def _row(sample: Sample, prepared: Prepared, view: View, columns: ColumnsConfig, warnings: Counter[str]) -> Row:
     return Row(
-        key=sample.key,
+        key=_key(sample),
         sample_index=sample.index,
         view=view.index,
         height=prepared.height,
@@ -180,6 +180,11 @@ def _row(sample: Sample, prepared: Prepared, view: View, columns: ColumnsConfig,
         label=_label(sample, columns.label, warnings),
         meta=_text(sample, columns.meta, "meta", warnings),
     )
+
+
+def _key(sample: Sample) -> str:
+    """The key as valid UTF-8: bytes that are not are spelled `\\xff`, as neither Parquet nor JSON could hold them."""
+    return sample.key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _text(sample: Sample, extension: str | None, column: str, warnings: Counter[str]) -> str | None:

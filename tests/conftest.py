@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from tests.support.corpora import write_corpus
 from tests.support.models import save_tiny_model
 

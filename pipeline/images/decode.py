@@ -52,11 +52,12 @@ _PLUGINS: Final[Mapping[Format, Callable[[BytesIO], ImageFile.ImageFile]]] = Map
 # What Pillow raises for damaged files; anything else is a bug, here or there.
 _DAMAGE: Final = (
     OSError,
+    EOFError,
     SyntaxError,
     ValueError,
     LookupError,
     TypeError,
-    EOFError,
+    ArithmeticError,
     RuntimeError,
     struct.error,
     zlib.error,
@@ -69,7 +70,7 @@ _GRAY_16: Final = frozenset(("I;16", "I;16B", "I;16L", "I;16N"))
 _TO_8_BIT: Final = np.rint(np.arange(65536) / 257).astype(np.uint8)
 _WHITE: Final = (255, 255, 255)
 # EXIF 2.32, tag 0x0112: what undoes the camera's orientation.
-_UPRIGHT: Final = MappingProxyType(
+_UPRIGHT: Final[Mapping[object, Image.Transpose]] = MappingProxyType(
     {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -148,7 +149,7 @@ def _load(form: Format, data: bytes, config: ImageConfig) -> Image.Image:
     _check_limits(*image.size, config)
     _check_kind(image)
     image.load()
-    return _upright(_to_rgb(image), _orientation(image))
+    return _upright(_to_rgb(image), image)
 
 
 def _check_kind(image: ImageFile.ImageFile) -> None:
@@ -180,7 +181,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode == "La":
         image = image.convert("LA")
-    rgba = image.convert("RGBA")
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
     rgb = Image.new("RGB", rgba.size, _WHITE)
     rgb.paste(rgba, mask=rgba)
     return rgb
@@ -194,13 +195,10 @@ def _gray_16_to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(gray).convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
+def _upright(rgb: Image.Image, source: Image.Image) -> Image.Image:
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # noqa: BLE001 EXIF is a side note written by a thousand programs; no error in it spoils the pixels
-        return 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
+        orientation = source.getexif().get(ExifTags.Base.Orientation)
+    except _DAMAGE:  # a side note written by a thousand programs; no error in it spoils the pixels
+        return rgb
     method = _UPRIGHT.get(orientation)
-    return image if method is None else image.transpose(method)
+    return rgb if method is None else rgb.transpose(method)

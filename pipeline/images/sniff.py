@@ -37,12 +37,12 @@ _DECODED: Final = tuple(
         (rb"....ftyp(?:....){0,9}?avi[fs]", Format.AVIF),  # the major brand, or a compatible one of mif1 and msf1
         (rb"II[*+]\0|MM\0[*+]", Format.TIFF),
         (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", Format.BMP),  # "BM" alone also starts ordinary words
-        (rb"P[456]\s", Format.PNM),
+        (rb"P[456]\s+[#\d]", Format.PNM),
     )
 )
 # Images that people do find in shards; named so that the accounts tell another format from garbage.
 _REFUSED: Final = tuple(
-    (re.compile(pattern, re.DOTALL | re.IGNORECASE), name)
+    (re.compile(pattern, re.DOTALL), name)
     for pattern, name in (
         (rb"%!PS|\xc5\xd0\xd3\xc6", "EPS"),
         (rb"%PDF-", "PDF"),
@@ -50,13 +50,13 @@ _REFUSED: Final = tuple(
         (rb"\0\0[\1\2]\0", "ICO"),
         (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL"),
         (rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ", "JPEG 2000"),
-        (rb"P[1237F]\s", "plain, PAM or float PNM"),
+        (rb"P[1237Ff]\s+[#\d]", "plain, PAM or float PNM"),
         (rb"qoif", "QOI"),
         (rb"DDS ", "DDS"),
         (rb"v/1\x01|#\?RADIANCE", "HDR"),
         (rb"....ftyp(?:hei|hev|mif1|msf1)", "HEIC"),
         (rb"....ftyp", "ISO media (video)"),
-        (rb"(?:\xef\xbb\xbf)?\s*<(?:svg|(?:\?xml|!DOCTYPE svg).*?<svg)", "SVG"),
+        (rb"(?i:(?:\xef\xbb\xbf)?\s*<(?:svg|(?:\?xml|!DOCTYPE svg).*?<svg))", "SVG"),
     )
 )
 _HEAD: Final = 4096  # bytes: an SVG may have a long preamble
@@ -122,7 +122,7 @@ def read_jpeg(data: bytes, max_scan_pixels: int) -> JpegHeader:
     """
     segments = _segments(data)
     frame, start = next((item for item in segments if item[0] in _SOF or item[0] in (_SOS, _EOI)), (_EOI, len(data)))
-    if start + 8 > len(data):
+    if start + 8 > len(data):  # length, precision, height, width, components
         raise BadImage(Reason.TRUNCATED, "the JPEG ends before its frame header")
     if frame not in _SOF:
         raise BadImage(Reason.CORRUPT, "the JPEG has no frame header before its first scan")

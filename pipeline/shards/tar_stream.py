@@ -14,9 +14,7 @@ from pipeline.errors import ShardError, ShardFault
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-ZSTD_SKIPPABLE_MAGIC = (
-    b"\x2a\x4d\x18"  # of bytes 1-3; byte 0 is 0x50-0x5f. Parallel compressors write such a frame first.
-)
+ZSTD_SKIPPABLE_MAGIC = b"\x2a\x4d\x18"  # bytes 1-3 after 0x50-0x5f; parallel compressors write such a frame first
 MAGIC_BYTES = 4
 
 CHUNK_BYTES = 1 << 20  # fits the second-level cache, so that the copy of a payload out of it is nearly free
@@ -76,19 +74,18 @@ class ObjectStream:
         data = self._stream.read(n)
         self.bytes_read += len(data)
         if self.size is not None and (self.bytes_read > self.size or (not data and self.bytes_read < self.size)):
-            found = (
-                f"the data goes on after byte {self.size:,}" if data else f"the data ends at byte {self.bytes_read:,}"
-            )
-            raise damage(ShardFault.WRONG_LENGTH, self.url, f"{found}, the object must have {self.size:,} bytes")
+            end = f"goes on after byte {self.size:,}" if data else f"ends at byte {self.bytes_read:,}"
+            found = f"the data {end}, the object must have {self.size:,} bytes"
+            raise damage(ShardFault.WRONG_LENGTH, self.url, found)
         return data
 
     def peek(self, n: int) -> bytes:
         """The first `n` bytes (fewer if the object is shorter), which `read` will return again."""
-        pieces = b""
-        while len(pieces) < n and (data := self.read(n - len(pieces))):
-            pieces += data
-        self._peeked = pieces + self._peeked
-        return pieces
+        start = b""
+        while len(start) < n and (data := self.read(CHUNK_BYTES)):  # a whole chunk: a tiny read costs a request too
+            start += data
+        self._peeked = start
+        return start[:n]
 
 
 class GzipStream:

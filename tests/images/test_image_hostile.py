@@ -116,6 +116,7 @@ DAMAGED = {
     "jpeg of 12 bits": ("JPEG", lambda d: frame_header(d, "B", 4, 12), "unsupported_format"),
     "jpeg of 2 components": ("JPEG", lambda d: frame_header(d, "B", 9, 2), "unsupported_format"),
     "lossless jpeg": ("JPEG", lambda d: frame_header(d, "B", 4, 8, marker=0xC3), "unsupported_format"),
+    "jpeg of 9000 x 9000 less its last byte": ("JPEG", lambda d: resized_jpeg(d, 9000, 9000)[:-1], "truncated"),
     "jpeg of no height": ("JPEG", lambda d: resized_jpeg(d, 0, 80), "corrupt"),
     "jpeg that claims 20000 x 20000": ("JPEG", lambda d: resized_jpeg(d, 20000, 20000), "too_large"),
     "jpeg of 9000 x 9000 in 20 scans": (
@@ -208,7 +209,7 @@ def test_limit_just_kept(files, options):
     assert isinstance(prepare(files["JPEG"], ImageConfig(size=16, **options)), Prepared)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), AttributeError("a bug\nof two lines")])
+@pytest.mark.parametrize("error", [MemoryError(), AttributeError("a bug\nof two \x1b lines")])
 def test_unexpected_error_becomes_a_reject(files, monkeypatch, error):
     def fail(*_):
         raise error

@@ -1,5 +1,6 @@
 """Every kind of file against arithmetic on the pixels that went into it, exact to the last bit."""
 
+import struct
 from io import BytesIO
 
 import numpy as np
@@ -89,6 +90,15 @@ def test_gray_with_alpha(draw, encode):
     data = encode(pair, "PNG")
     assert Image.open(BytesIO(data)).mode == "LA"
     assert np.array_equal(decoded(data), cropped(on_white(gray(pair[..., 0]), pair[..., 1])))
+
+
+def test_gray_premultiplied_with_alpha(draw, encode):
+    pair = draw(HEIGHT, WIDTH, 2)
+    pair[..., 1] = 255 * (pair[..., 1] > 110)
+    unassociated, associated = (struct.pack("<HHIH", 338, 3, 1, kind) for kind in (2, 1))  # tag ExtraSamples
+    data = encode(pair, "TIFF").replace(unassociated, associated)
+    assert Image.open(BytesIO(data)).mode == "La"
+    assert np.array_equal(decoded(data), cropped(gray(np.where(pair[..., 1], pair[..., 0], 255))))
 
 
 @pytest.mark.parametrize(("form", "transparency"), [("PNG", 7), ("PNG", bytes(range(0, 200, 5))), ("GIF", 7)])

@@ -7,7 +7,20 @@ from PIL import Image, ImageOps
 from pipeline.errors import Reject, Stage
 from pipeline.images import ImageConfig, Prepared, prepare
 
-SHAPES = [(97, 131), (131, 97), (64, 64), (33, 500), (500, 33), (7, 5), (64, 65), (65, 64), (1, 90), (90, 1), (1, 1)]
+SHAPES = [
+    (97, 131),
+    (131, 97),
+    (64, 64),
+    (33, 500),
+    (500, 33),
+    (7, 5),
+    (64, 65),
+    (64, 67),
+    (67, 64),
+    (1, 90),
+    (90, 1),
+    (1, 1),
+]
 FILTERS = ["bilinear", "bicubic", "lanczos", "box"]
 
 

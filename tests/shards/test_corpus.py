@@ -90,7 +90,7 @@ def test_folder_without_large_photos(name: str, tmp_path: Path) -> None:
         Image.new("RGB", (400, 31)).save(tmp_path / "photos" / name)
     elif name:
         (tmp_path / "photos" / name).touch()
-    with pytest.raises(UsageError, match=r"must hold photos .* of at least 32 pixels a side, got"):
+    with pytest.raises(UsageError, match=r"must hold photos .* of at least 32 pixels a side, none of the"):
         make_corpus(tmp_path / "photos", tmp_path / "out", SMALL)
     assert not (tmp_path / "out").exists()
 

@@ -66,6 +66,7 @@ DAMAGES = {
     "PAX record without equals": (pax(b"8 path.\n") + A + END, "bad_header"),
     "PAX record without line feed": (pax(b"13 path=x.jpg") + A + END, "bad_header"),
     "PAX header before the end marker": (A + pax({"path": "x.jpg"}) + END, "bad_header"),
+    "GNU long link before the end marker": (A + member(b"", b"x.jpg\0", kind=b"K") + END, "bad_header"),
     "PAX header before the end": (A + pax({"path": "x.jpg"}), "truncated"),
     "GNU sparse member": (header(b"a.jpg", kind=b"S") + END, "bad_header"),
     "PAX sparse member": (pax({"GNU.sparse.major": "1"}) + A + END, "bad_header"),

@@ -1,0 +1,335 @@
+"""What a part and a source shard really hold, read by other code than the run's.
+
+Parquet is read by pyarrow straight, tar by the standard library's `tarfile`; neither the strict reader nor the writer
+is used. Every byte of a part is read, and page checksums are checked where the part has them. Memory: `SPOOL_BYTES`
+of a part (the rest waits on disk), one batch of its rows, and the keys of one shard.
+"""
+
+import base64
+import gzip
+import io
+import itertools
+import re
+import shutil
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+
+from pipeline.errors import ShardError, ShardFault, Stage, TokenmillError
+from pipeline.storage import Blob, ByteStream, Storage
+
+FOOTER_KEY = b"tokenmill"
+SCHEMA = 1  # version of rows and footer that is read here
+NEEDED = ("key", "shard", "sample_index", "view", "tokens", "grid_height", "grid_width")
+SPOOL_BYTES = 32 << 20
+CHUNK_BYTES = 1 << 20
+BATCH_ROWS = 1024  # 4 M tokens at 4,096 a row
+MAX_REJECTS_BYTES = 1 << 30  # a damaged footer must not ask for all memory
+
+Integers = npt.NDArray[np.int64]
+
+
+class PartDamaged(Exception):
+    """A file under tokens/ cannot be read as a part; the text says why."""
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+class Spec(BaseModel):
+    """What the tokens of a run look like."""
+
+    model_config = ConfigDict(frozen=True)
+
+    codebook_size: PositiveInt
+    grid_height: PositiveInt
+    grid_width: PositiveInt
+
+
+class Source(BaseModel):
+    """The shard that a part says it was made of; `size` in bytes."""
+
+    id: str
+    url: str
+    size: NonNegativeInt
+    etag: str | None
+
+
+class Counts(BaseModel):
+    """What the writer counted."""
+
+    model_config = ConfigDict(frozen=True)
+
+    samples: NonNegativeInt
+    tokenized: NonNegativeInt
+    rows: NonNegativeInt
+    rejects: NonNegativeInt
+
+
+class Footer(BaseModel):
+    """The JSON document in a part's key-value metadata."""
+
+    version: int = Field(alias="schema")
+    fingerprint: str
+    shard: Source
+    spec: Spec
+    counts: Counts
+    rejects: str
+    rejects_bytes: NonNegativeInt = Field(le=MAX_REJECTS_BYTES)
+
+
+class Rejected(NamedTuple):
+    """A reject as a footer has it."""
+
+    key: str
+    sample_index: NonNegativeInt
+    stage: Stage
+    reason: str
+    detail: str
+
+
+REJECTS = TypeAdapter(list[Rejected])
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What is compared of a part's rows.
+
+    Attributes:
+        keys: string array [rows].
+        index: `sample_index` [rows].
+        view: [rows].
+        wrong_shard: sample indices of the rows whose column `shard` is not the footer's URL.
+        wrong_grid: of the rows whose tokens do not fill the footer's grid.
+        wrong_tokens: of the rows with a token outside [0, codebook_size).
+    """
+
+    keys: pa.Array
+    index: Integers
+    view: Integers
+    wrong_shard: Integers
+    wrong_grid: Integers
+    wrong_tokens: Integers
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part as it was read."""
+
+    footer: Footer
+    rejects: list[Rejected]
+    rows: Rows
+
+
+def read_part(storage: Storage, blob: Blob) -> Part:
+    """Read a part whole.
+
+    Raises:
+        PartDamaged: it is no Parquet file, no part, or its bytes are damaged.
+        ShardError: it was deleted or replaced since it was listed.
+        StorageError: the store did not answer.
+    """
+    with SpooledTemporaryFile(max_size=SPOOL_BYTES) as file:
+        with storage.stream(blob) as stream:
+            shutil.copyfileobj(cast("IO[bytes]", stream), file, CHUNK_BYTES)
+        file.seek(0)
+        try:
+            return _part(pq.ParquetFile(file, page_checksum_verification=True))
+        except PartDamaged:
+            raise
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+            raise PartDamaged(f"its footer is wrong: {faults}") from error
+        except Exception as error:  # whatever damaged bytes make a parser raise, the part is what is wrong
+            raise PartDamaged(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def _part(file: pq.ParquetFile) -> Part:
+    document = (file.metadata.metadata or {}).get(FOOTER_KEY)
+    if document is None:
+        raise PartDamaged("it is a Parquet file without a tokenmill footer")
+    footer = Footer.model_validate_json(document)
+    if footer.version != SCHEMA:
+        raise PartDamaged(f"its schema must be {SCHEMA}, got {footer.version}; was it written by another version?")
+    _check_columns(file.schema_arrow)
+    rows = _joined([_rows(batch, footer) for batch in file.iter_batches(BATCH_ROWS)])
+    return Part(footer, _rejects(footer), rows)
+
+
+def _check_columns(schema: pa.Schema) -> None:
+    if missing := [name for name in NEEDED if name not in schema.names]:
+        raise PartDamaged(f"it must have the columns {', '.join(NEEDED)}, got none of {', '.join(missing)}")
+    tokens = schema.field("tokens").type
+    is_list = pa.types.is_fixed_size_list(tokens) or pa.types.is_list(tokens)
+    integers = [schema.field(name).type for name in ("sample_index", "view", "grid_height", "grid_width")]
+    if not is_list or not all(map(pa.types.is_integer, [tokens.value_type, *integers])):
+        raise PartDamaged(f"its columns must hold integers and lists of integers, got\n{schema}")
+
+
+def _rows(batch: pa.RecordBatch, footer: Footer) -> Rows:
+    if empty := [name for name in NEEDED if batch.column(name).null_count]:
+        raise PartDamaged(f"no value may be null in {', '.join(empty)}")
+    names = ("sample_index", "view", "grid_height", "grid_width")
+    index, view, height, width = (_numbers(batch.column(name)).astype(np.int64) for name in names)
+    tokens, spec = batch.column("tokens"), footer.spec
+    length = _numbers(pc.list_value_length(tokens))
+    off_grid = (height != spec.grid_height) | (width != spec.grid_width) | (length != height * width)
+    elsewhere = ~_numbers(pc.equal(batch.column("shard").cast(pa.string()), footer.shard.url))
+    return Rows(
+        keys=batch.column("key").cast(pa.string()),
+        index=index,
+        view=view,
+        wrong_shard=index[elsewhere],
+        wrong_grid=index[off_grid],
+        wrong_tokens=index[_outside(tokens, spec.codebook_size)],
+    )
+
+
+def _outside(tokens: pa.Array, codebook_size: int) -> Integers:
+    """Numbers of the lists that hold a value outside [0, codebook_size)."""
+    values = _numbers(tokens.flatten())
+    outside = (values < 0) | (values >= codebook_size)
+    if not outside.any():
+        return np.empty(0, np.int64)
+    return np.unique(_numbers(pc.list_parent_indices(tokens))[outside])
+
+
+def _numbers(array: pa.Array) -> npt.NDArray[Any]:
+    if array.null_count:
+        raise PartDamaged("no token may be null")
+    return cast("npt.NDArray[Any]", array.to_numpy(zero_copy_only=False))
+
+
+def _joined(batches: list[Rows]) -> Rows:
+    none = np.empty(0, np.int64)
+    batches = [Rows(pa.array([], pa.string()), none, none, none, none, none), *batches]
+    numbers = ("index", "view", "wrong_shard", "wrong_grid", "wrong_tokens")
+    return Rows(
+        keys=pa.concat_arrays([batch.keys for batch in batches]),
+        **{name: np.concatenate([getattr(batch, name) for batch in batches]) for name in numbers},
+    )
+
+
+def _rejects(footer: Footer) -> list[Rejected]:
+    if not footer.rejects:
+        return []
+    packed = base64.b64decode(footer.rejects, validate=True)
+    document = pa.decompress(packed, footer.rejects_bytes, codec="zstd", asbytes=True)
+    return REJECTS.validate_json(document)
+
+
+# --- source shards ---------------------------------------------------------------------------------------------------
+
+
+def source_keys(storage: Storage, blob: Blob) -> list[str]:
+    """The keys of a shard's samples in tar order, as WebDataset groups them.
+
+    Bytes of a name that are not UTF-8 become U+FFFD, as a Parquet string needs it.
+
+    Raises:
+        ShardError: the object is missing or changed, or no whole tar.
+        StorageError: the store did not answer.
+    """
+    with storage.stream(blob) as stream:
+        try:
+            return list(_keys(_decompressed(stream).read))
+        except TokenmillError:
+            raise
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+            raise ShardError(ShardFault.BAD_COMPRESSION, f"its compression is damaged: {error}") from error
+        except Exception as error:  # whatever damaged bytes make `tarfile` raise
+            raise ShardError(ShardFault.BAD_HEADER, f"it is no whole tar: {type(error).__name__}: {error}") from error
+
+
+def _keys(read: Callable[[int], bytes]) -> Iterator[str]:
+    source = _Forward(read)
+    archive = tarfile.TarFile(fileobj=cast("IO[bytes]", source), encoding="utf-8", errors="surrogateescape")
+    last = None
+    while (member := archive.next()) is not None:
+        archive.members.clear()  # type: ignore[attr-defined]  # else it keeps every member it has seen
+        key = _key(member.name) if member.isreg() else None
+        if key is not None and key != last:
+            yield key.encode(errors="surrogateescape").decode(errors="replace")
+            last = key
+    rest = iter(lambda: source.read(CHUNK_BYTES), b"")
+    if any(chunk.strip(b"\0") for chunk in itertools.chain([source.last], rest)):
+        raise ShardError(
+            ShardFault.TRAILING_DATA,
+            f"at byte {archive.offset:,} of the tar stands neither a whole header nor the end of the archive",
+        )
+
+
+def _key(name: str) -> str | None:
+    """The key of a member, None if it belongs to no sample.
+
+    The rule is WebDataset's (`webdataset.tariterators`): folders and the base name up to its first dot, which must not
+    be its first character; names like `__this__` are its own.
+    """
+    found = re.fullmatch(r"((?:.*/)?[^.]+)\.[^/]*", name)
+    if found is None or re.match(r"__[^/]*__($|/)", name):
+        return None
+    return found[1]
+
+
+def _decompressed(stream: ByteStream) -> Any:
+    """A file of the tar's own bytes: gzip and zstd are recognised by their magic."""
+    raw = io.BufferedReader(_Raw(stream), CHUNK_BYTES)
+    magic = raw.peek(4)
+    if magic.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=raw)
+    if magic.startswith(b"\x28\xb5\x2f\xfd"):
+        return pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
+    return raw
+
+
+class _Raw(io.RawIOBase):
+    """A stream of bytes as Python's own classes of files need it."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Forward:
+    """What `tarfile` needs of a file, over bytes that come only once.
+
+    Attributes:
+        last: what was read last. `tarfile` takes a damaged or cut header for the end; here the two can be told apart.
+    """
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read, self._at = read, 0
+        self.last = b""
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size and (piece := self._read(size - len(data))):
+            data += piece
+        self._at += len(data)
+        self.last = bytes(data)
+        return self.last
+
+    def seek(self, position: int) -> int:
+        while self._at < position and self.read(min(CHUNK_BYTES, position - self._at)):
+            pass
+        return self._at

@@ -1,0 +1,103 @@
+"""Where values come from, and what a mistake in them says."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import JobConfig, describe_options, resolve
+from pipeline.encoding import Precision
+from pipeline.errors import UsageError
+
+FILE = """
+shards: [a.tar, b.tar]
+model: my/model
+output: {url: here, row_group_rows: 100}
+image: {size: 128, recipe: pad}
+limits: {max_attempts: 5}
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def test_flags_win_over_settings_over_environment_over_file(job: Path) -> None:
+    environment = {"TOKENMILL_IMAGE__SIZE": "64", "TOKENMILL_LIMITS__MAX_ATTEMPTS": "7", "TOKENMILL_OUTPUT": "there"}
+    settings, flags = ["image.size=32", "limits.max_attempts=9"], {"image.size": 16, "model": None}
+    found = resolve(job, settings=settings, flags=flags, environment=environment)
+    assert (found.image.size, found.limits.max_attempts, found.output.url) == (16, 9, "there")
+    assert found.image.recipe == "pad"
+    assert (found.model.path, found.output.row_group_rows, found.shards) == ("my/model", 100, ("a.tar", "b.tar"))
+
+
+def test_defaults_need_shards_model_and_output_only() -> None:
+    found = resolve(flags={"shards": ["x.tar"], "model": "m", "output": "o"}, environment={})
+    found.check_complete()
+    assert found == JobConfig(shards=["x.tar"], model="m", output="o")
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("imgae: {size: 64}", "unknown option 'imgae'; did you mean 'image'"),
+        ("image: {sise: 64}", "unknown option 'image.sise'; did you mean 'image.size'"),
+        ("cluster: {in_flight: 2}", "did you mean 'cluster.shards_in_flight'"),
+        ("image: {size: big}", "image.size: "),
+        ("image: {recipe: crop}", "image.recipe: "),
+        ("model: {precision: half}", "model.precision"),
+        ("model: {batch_size: 0}", "model.batch_size must be at least 1 or auto, got 0"),
+        ("storage: {options: {secret: x}}", "must not hold credentials, got secret"),
+        ("[1, 2]", "must be a mapping of options, got list"),
+        ("a: [", "no valid YAML"),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path: Path, file: str, says: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(file)
+    with pytest.raises(UsageError) as error:
+        resolve(path, environment={})
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("image.sizee=64", "--set image.sizee: unknown option 'image.sizee'; did you mean 'image.size'?"),
+        ("batchsize=4", "did you mean 'model.batch_size'"),
+        ("zzz=1", "lists all options"),
+        ("image.size", "--set must be KEY=VALUE"),
+    ],
+)
+def test_mistakes_in_a_setting(setting: str, says: str) -> None:
+    with pytest.raises(UsageError) as error:
+        resolve(settings=[setting], environment={})
+    assert says in str(error.value)
+
+
+def test_mistake_in_the_environment() -> None:
+    with pytest.raises(UsageError, match=r"TOKENMILL_IMAGE__SISE: unknown option 'image.sise'"):
+        resolve(environment={"TOKENMILL_IMAGE__SISE": "64"})
+
+
+def test_missing_file() -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        resolve(Path("no-such-job.yaml"), environment={})
+
+
+def test_incomplete_job_names_what_lacks() -> None:
+    with pytest.raises(UsageError, match="names no model and no output; give --model and --output"):
+        resolve(flags={"shards": ["x"]}, environment={}).check_complete()
+
+
+def test_every_option_is_described_with_its_default() -> None:
+    options = {key: (default, text) for key, default, text in describe_options()}
+    assert all(text for _, text in options.values())
+    assert options["image.size"][0] == "256"
+    assert {"shards", "output.url", "model.batch_size", "limits.drain_seconds", "storage.options"} <= set(options)
+
+
+def test_auto_precision_is_exact() -> None:
+    assert JobConfig().model.resolved_precision is Precision.EXACT

@@ -1,0 +1,96 @@
+"""The engine on a CPU: same tokens whatever the batch, the lane never lies about whose they are."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.encoding import ModelConfig, Precision, batch_shapes, padded_size
+from pipeline.engine import Engine, agreement, sweep
+from pipeline.errors import ModelError
+from pipeline.meter import Meter
+from pipeline.model import VQModel
+
+
+def images(count: int, size: int = 32) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> VQModel:
+    return VQModel.from_pretrained(tiny_model)
+
+
+def test_tokens_equal_the_plain_model(model: VQModel) -> None:
+    batch = images(5)
+    engine = Engine(model, image_size=32, batch_size=8)
+    with torch.inference_mode():
+        expected = torch.cat([model.encode_indices(torch.from_numpy(batch[i : i + 1])) for i in range(5)])
+    got = engine.encode(batch)
+    assert got.shape == (5, 8, 8)
+    assert (got == expected.numpy()).mean() > 0.999
+    assert len(np.unique(got)) > 8, "a test with one code would show nothing"
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 32])
+def test_tokens_do_not_depend_on_the_batch(model: VQModel, batch_size: int) -> None:
+    all_images = images(33)
+    whole = Engine(model, image_size=32, batch_size=64).encode(all_images)
+    engine = Engine(model, image_size=32, batch_size=batch_size)
+    parts = [engine.submit(all_images[i : i + batch_size]) for i in range(0, 33, batch_size)]
+    assert np.array_equal(np.concatenate([part.result().indices() for part in parts]), whole)
+
+
+def test_decode_is_the_way_back(model: VQModel) -> None:
+    engine = Engine(model, image_size=32)
+    back = engine.decode(engine.encode(images(3)))
+    assert (back.shape, back.dtype) == ((3, 32, 32, 3), np.uint8)
+
+
+def test_busy_time_is_measured(model: VQModel) -> None:
+    meter = Meter()
+    Engine(model, image_size=32, meter=meter).encode(images(2))
+    assert meter.read().busy["encode"] > 0
+
+
+def test_sweep_keeps_the_given_batch_size(model: VQModel) -> None:
+    engine = Engine(model, image_size=32)
+    assert list(sweep(engine, images(3), 4)) == [4]
+    assert engine.batch_size == 4
+
+
+def test_agreement_of_half_precision_is_measured(model: VQModel) -> None:
+    exact, half = (Engine(model, image_size=32, batch_size=16, precision=p) for p in (Precision.EXACT, Precision.BF16))
+    assert agreement(exact, images(16)) == 1.0
+    kept = agreement(half, images(16))
+    assert 0.3 < kept < 1.0, "bfloat16 flips some tokens; all or none would mean that nothing was compared"
+    assert half.precision is Precision.BF16
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"image_size": 30}, "image.size must be a multiple of 4"),
+        ({"image_size": 32, "precision": Precision.TF32}, "tf32 needs a CUDA device"),
+    ],
+)
+def test_unfit_engines_are_refused(model: VQModel, changes: dict, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        Engine(model, **changes)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "shapes"), [(1, (1,)), (4, (4,)), (8, (2, 8)), (32, (2, 8, 32)), (100, (2, 7, 25, 100))]
+)
+def test_few_batch_shapes(batch_size: int, shapes: tuple[int, ...]) -> None:
+    assert batch_shapes(batch_size) == shapes
+    for count in range(1, batch_size + 1):
+        assert padded_size(count, shapes) >= count
+    with pytest.raises(ValueError, match="at most"):
+        padded_size(batch_size + 1, shapes)
+
+
+def test_model_configuration_names_its_choices() -> None:
+    with pytest.raises(ValueError, match="exact"):
+        ModelConfig(precision="float8")
