@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Annotated, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +30,14 @@ from pipeline.storage import Blob, ByteStream, Storage
 
 FOOTER_KEY = b"tokenmill"
 SCHEMA = 1  # version of rows and footer that is read here
-NEEDED = ("key", "shard", "sample_index", "view", "tokens", "grid_height", "grid_width")
+NUMBERS = {"sample_index": pa.uint32(), "view": pa.uint8(), "grid_height": pa.uint16(), "grid_width": pa.uint16()}
+NEEDED = ("key", "shard", "tokens", *NUMBERS)
 SPOOL_BYTES = 32 << 20
 CHUNK_BYTES = 1 << 20
 BATCH_ROWS = 1024  # 4 M tokens at 4,096 a row
 MAX_REJECTS_BYTES = 1 << 30  # a damaged footer must not ask for all memory
 
+Count = Annotated[int, Field(ge=0, lt=1 << 32)]
 Integers = npt.NDArray[np.int64]
 
 
@@ -70,10 +72,10 @@ class Counts(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    samples: NonNegativeInt
-    tokenized: NonNegativeInt
-    rows: NonNegativeInt
-    rejects: NonNegativeInt
+    samples: Count
+    tokenized: Count
+    rows: Count
+    rejects: Count
 
 
 class Footer(BaseModel):
@@ -92,7 +94,7 @@ class Rejected(NamedTuple):
     """A reject as a footer has it."""
 
     key: str
-    sample_index: NonNegativeInt
+    sample_index: Count
     stage: Stage
     reason: str
     detail: str
@@ -168,19 +170,20 @@ def _part(file: pq.ParquetFile) -> Part:
 
 def _check_columns(schema: pa.Schema) -> None:
     if missing := [name for name in NEEDED if name not in schema.names]:
-        raise PartDamaged(f"it must have the columns {', '.join(NEEDED)}, got none of {', '.join(missing)}")
+        raise PartDamaged(f"it has no column {', '.join(missing)}")
+    for name, kind in NUMBERS.items():
+        if schema.field(name).type != kind:
+            raise PartDamaged(f"its column {name} must be {kind}, got {schema.field(name).type}")
     tokens = schema.field("tokens").type
     is_list = pa.types.is_fixed_size_list(tokens) or pa.types.is_list(tokens)
-    integers = [schema.field(name).type for name in ("sample_index", "view", "grid_height", "grid_width")]
-    if not is_list or not all(map(pa.types.is_integer, [tokens.value_type, *integers])):
-        raise PartDamaged(f"its columns must hold integers and lists of integers, got\n{schema}")
+    if not is_list or tokens.value_type not in (pa.uint16(), pa.uint32()):
+        raise PartDamaged(f"its column tokens must be a list of uint16 or uint32, got {tokens}")
 
 
 def _rows(batch: pa.RecordBatch, footer: Footer) -> Rows:
     if empty := [name for name in NEEDED if batch.column(name).null_count]:
         raise PartDamaged(f"no value may be null in {', '.join(empty)}")
-    names = ("sample_index", "view", "grid_height", "grid_width")
-    index, view, height, width = (_numbers(batch.column(name)).astype(np.int64) for name in names)
+    index, view, height, width = (_numbers(batch.column(name)).astype(np.int64) for name in NUMBERS)
     tokens, spec = batch.column("tokens"), footer.spec
     length = _numbers(pc.list_value_length(tokens))
     off_grid = (height != spec.grid_height) | (width != spec.grid_width) | (length != height * width)
@@ -197,8 +200,7 @@ def _rows(batch: pa.RecordBatch, footer: Footer) -> Rows:
 
 def _outside(tokens: pa.Array, codebook_size: int) -> Integers:
     """Numbers of the lists that hold a value outside [0, codebook_size)."""
-    values = _numbers(tokens.flatten())
-    outside = (values < 0) | (values >= codebook_size)
+    outside = _numbers(tokens.flatten()) >= codebook_size  # they are unsigned
     if not outside.any():
         return np.empty(0, np.int64)
     return np.unique(_numbers(pc.list_parent_indices(tokens))[outside])

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import NotFound, ShardError, ShardFault, TokenmillError, UsageError
-from pipeline.recount import Integers, Part, PartDamaged, Spec, read_part, source_keys
+from pipeline.recount import Counts, Integers, Part, PartDamaged, Spec, read_part, source_keys
 from pipeline.storage import Blob, Storage
 from pipeline.urls import join
 
@@ -206,7 +206,7 @@ def _foreign(run: _Run, files: dict[str, Blob]) -> Iterator[Finding]:
 
 # --- one shard -------------------------------------------------------------------------------------------------------
 
-_Fault = tuple[FindingKind, str]
+Fault = tuple[FindingKind, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,13 +220,161 @@ class _Check:
 
     def shard(self, shard: _Shard) -> tuple[Account, list[Finding]]:
         """The account of a shard, and what is amiss with it."""
-        keys, faults = self._keys(shard) if self.source else (None, [])
+        keys, faults = self._source(shard) if self.source else (None, [])
         samples = None if keys is None else len(keys)
-        part, part_faults = self._part(shard, samples, faults)
+        account = Account(shard.shard_id, shard.url, samples)
+        part = self._part(shard)
         if part is None:
-            account = Account(shard.shard_id, shard.url, samples)
-            faults = part_faults
-        else:
-            account = Account(shard.shard_id, shard.url, samples, len(part.rows.index), len(part.rejects))
+            faults = [(FindingKind.MISSING_PART, self._why_missing(shard, samples, faults))]
+        elif isinstance(part, Part):
+            account = replace(account, rows=len(part.rows.index), rejects=len(part.rejects))
             faults = [*faults, *_compare(part, shard, self.run, keys)]
+        else:
+            faults = [*faults, part]
         return account, [Finding(kind, shard.url, message) for kind, message in faults]
+
+    def _source(self, shard: _Shard) -> tuple[list[str] | None, list[Fault]]:
+        if shard.size is None:
+            return None, [(FindingKind.SOURCE_UNREADABLE, "the object was not there when the manifest was frozen")]
+        try:
+            return source_keys(self.storage, Blob(shard.url, shard.size, shard.etag)), []
+        except (TokenmillError, OSError) as error:
+            changed = isinstance(error, ShardError) and error.reason is ShardFault.CHANGED
+            kind = FindingKind.SOURCE_CHANGED if changed else FindingKind.SOURCE_UNREADABLE
+            return None, [(kind, f"the shard cannot be recounted: {error}; restore it, or verify without sources")]
+
+    def _part(self, shard: _Shard) -> Part | Fault | None:
+        """The part, or why it cannot be read, or None if there is none."""
+        url = self.run.part_url(shard)
+        if url not in self.files:
+            return None
+        try:
+            return read_part(self.storage, self.files[url])
+        except PartDamaged as error:
+            return FindingKind.DAMAGED_PART, f"{url} is damaged: {error}; {REDO}"
+        except (TokenmillError, OSError) as error:
+            return FindingKind.UNREADABLE_PART, f"{url} could not be read: {error}; verify again"
+
+    def _why_missing(self, shard: _Shard, samples: int | None, faults: list[Fault]) -> str:
+        lost = "its samples" if samples is None else f"its {samples:,} samples"
+        reasons = [message for _, message in faults]
+        if shard.url in self.run.given_up:
+            reasons.insert(0, f"it was quarantined as {self.run.given_up[shard.url]}")
+        why = "; ".join(reasons) or "it was never committed, or its part was deleted"
+        return f"{self.run.part_url(shard)} does not exist, so {lost} are in no part: {why}; run the same job again"
+
+
+def _compare(part: Part, shard: _Shard, run: _Run, keys: list[str] | None) -> Iterator[Fault]:
+    """Hold a part to the manifest, to job.json, to its own footer and, if `keys` are given, to its source."""
+    footer, url = part.footer, run.part_url(shard)
+    if footer.fingerprint != run.job.fingerprint or footer.spec != run.job.spec:
+        yield (
+            FindingKind.WRONG_FINGERPRINT,
+            f"{url} holds tokens of another configuration: fingerprint {footer.fingerprint[:12]} ({footer.spec}), "
+            f"job.json has {run.job.fingerprint[:12]} ({run.job.spec}); {REDO}",
+        )
+    if (footer.shard.id, footer.shard.url) != (shard.shard_id, shard.url):
+        yield FindingKind.WRONG_SHARD, f"{url} was made of another shard, {footer.shard.url}; {REDO}"
+        return  # everything else would differ as well
+    if (footer.shard.size, footer.shard.etag) != (shard.size, shard.etag):
+        yield (
+            FindingKind.SOURCE_CHANGED,
+            f"{url} was made of an object of {footer.shard.size} bytes with ETag {footer.shard.etag}, the manifest has "
+            f"{shard.size} and {shard.etag}; {REDO}",
+        )
+    yield from ((kind, f"{url}: {what}; {REDO}") for kind, what in _samples(part, keys))
+    yield from ((kind, f"{url}: {what}; {REDO}") for kind, what in _contents(part))
+    yield from ((kind, f"{url}: {what}; {REDO}") for kind, what in _keys(part, keys))
+
+
+def _samples(part: Part, keys: list[str] | None) -> Iterator[Fault]:
+    """Whether rows and rejects together are every sample, once."""
+    index, view = part.rows.index, part.rows.view
+    rejected = _rejected(part)
+    tokenized, present = np.unique(index), np.union1d(index, rejected)
+    found = Counts(samples=len(present), tokenized=len(tokenized), rows=len(index), rejects=len(rejected))
+    if found != part.footer.counts:
+        yield FindingKind.UNBALANCED, f"its footer counts {part.footer.counts}, it holds {found}"
+    samples = part.footer.counts.samples if keys is None else len(keys)
+    if (missing := _gaps(present, samples)).count:
+        yield FindingKind.MISSING_SAMPLES, f"neither row nor reject: {missing}"
+    if (unknown := _runs(present[present >= samples])).count:
+        yield FindingKind.UNKNOWN_SAMPLES, f"beyond the {samples:,} samples of the shard: {unknown}"
+    span = view.max(initial=0) + 1
+    pairs, times = np.unique(index * span + view, return_counts=True)
+    twice = [pairs[times > 1] // span, _repeats(rejected), np.intersect1d(index, rejected)]
+    if (double := _runs(np.concatenate(twice))).count:
+        yield FindingKind.DUPLICATE_SAMPLES, f"more than once a row or a reject: {double}"
+    views = np.unique(pairs // span, return_counts=True)[1]
+    if (short := _runs(tokenized[views < span])).count:
+        yield FindingKind.MISSING_VIEWS, f"fewer than {span} views: {short}"
+
+
+def _contents(part: Part) -> Iterator[Fault]:
+    rows, spec = part.rows, part.footer.spec
+    if (elsewhere := _runs(rows.wrong_shard)).count:
+        yield FindingKind.WRONG_SHARD, f"rows that name another shard: {elsewhere}"
+    if (off_grid := _runs(rows.wrong_grid)).count:
+        yield FindingKind.WRONG_GRID, f"tokens that are not {spec.grid_height} x {spec.grid_width}: {off_grid}"
+    if (outside := _runs(rows.wrong_tokens)).count:
+        yield FindingKind.INDEX_OUT_OF_RANGE, f"tokens outside [0, {spec.codebook_size:,}): {outside}"
+
+
+def _keys(part: Part, keys: list[str] | None) -> Iterator[Fault]:
+    """Whether every sample has the key at its place in the source, and no key comes twice."""
+    index = np.concatenate([part.rows.index, _rejected(part)])
+    named = pa.concat_arrays([part.rows.keys, pa.array([reject.key for reject in part.rejects], pa.string())])
+    if keys is not None:
+        known = index < len(keys)
+        there = pa.array(keys, pa.string()).take(pa.array(index[known]))
+        differs = pc.not_equal(named.filter(pa.array(known)), there).to_numpy(zero_copy_only=False)
+        if (wrong := _runs(index[known][differs])).count:
+            yield FindingKind.WRONG_KEY, f"keys that are not those of the shard, at {wrong}"
+            return
+    codes = named.dictionary_encode().indices.to_numpy()
+    used, code = np.unique(np.stack([index, codes]), axis=1)
+    shared = np.isin(code, _repeats(code)) | np.isin(used, _repeats(used))
+    if (several := _runs(used[shared])).count:
+        yield FindingKind.WRONG_KEY, f"one key in several samples, or several in one: {several}"
+
+
+def _rejected(part: Part) -> Integers:
+    return np.array([reject.sample_index for reject in part.rejects], np.int64)
+
+
+def _repeats(numbers: Integers) -> Integers:
+    """The numbers that occur more than once."""
+    values, times = np.unique(numbers, return_counts=True)
+    return values[times > 1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """A set of sample indices as runs first..last, however many they are."""
+
+    first: Integers
+    last: Integers
+
+    @property
+    def count(self) -> int:
+        return int((self.last - self.first + 1).sum())
+
+    def __str__(self) -> str:
+        shown = zip(self.first[:SHOWN].tolist(), self.last[:SHOWN].tolist(), strict=True)
+        text = ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in shown)
+        more = ", ..." if len(self.first) > SHOWN else ""
+        return f"{self.count:,} of its samples (sample_index {text}{more})"
+
+
+def _runs(indices: Integers) -> _Runs:
+    """The runs of some indices."""
+    distinct = np.unique(indices)
+    breaks = np.diff(distinct) > 1
+    return _Runs(distinct[np.append(True, breaks)[: len(distinct)]], distinct[np.append(breaks, True)[: len(distinct)]])
+
+
+def _gaps(present: Integers, samples: int) -> _Runs:
+    """The runs of 0..samples-1 that are not in `present`, which is sorted."""
+    edges = np.concatenate([[-1], present[present < samples], [samples]])
+    wide = np.flatnonzero(np.diff(edges) > 1)
+    return _Runs(edges[wide] + 1, edges[wide + 1] - 1)

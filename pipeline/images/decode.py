@@ -131,8 +131,6 @@ def _check_jpeg(header: JpegHeader, config: ImageConfig) -> None:
             f"{header.width} x {header.height} pixels in {header.scans} scans or more; "
             f"pixels x scans must be at most {config.max_scan_pixels} (image.max_scan_pixels)",
         )
-    if not header.whole:
-        raise BadImage(Reason.TRUNCATED, "the JPEG has no end marker")
 
 
 def _check_limits(width: int, height: int, config: ImageConfig) -> None:

@@ -96,7 +96,6 @@ class JpegHeader:
         width: likewise.
         components: 1 gray, 3 colour, 4 CMYK.
         scans: entropy-coded passes over the image, counted up to the first one over the limit.
-        whole: the end marker is there, as far as the walk went.
     """
 
     dct: bool
@@ -105,7 +104,6 @@ class JpegHeader:
     width: int
     components: int
     scans: int
-    whole: bool
 
 
 def read_jpeg(data: bytes, max_scan_pixels: int) -> JpegHeader:
@@ -127,13 +125,12 @@ def read_jpeg(data: bytes, max_scan_pixels: int) -> JpegHeader:
     if frame not in _SOF:
         raise BadImage(Reason.CORRUPT, "the JPEG has no frame header before its first scan")
     precision, height, width, components = struct.unpack_from(">BHHB", data, start + 2)
-    scans, whole = 0, False
+    scans = 0
     for marker, _ in segments:
         scans += marker == _SOS
-        whole = marker == _EOI or scans * height * width > max_scan_pixels
-        if whole:
+        if marker == _EOI or scans * height * width > max_scan_pixels:
             break
-    return JpegHeader(frame in _DCT, precision, height, width, components, scans, whole)
+    return JpegHeader(frame in _DCT, precision, height, width, components, scans)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
@@ -149,8 +146,8 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
 def is_whole(form: Format, data: bytes) -> bool:
     """Whether a PNG or WebP reaches the end that its own structure announces.
 
-    Pillow shows a PNG that has lost its end. Of other formats True: their decoders notice themselves what matters; of
-    animations only the first frame does.
+    Pillow shows a PNG that has lost its end. Other formats are True here: their decoders notice; of an animation only
+    the first frame matters.
     """
     if form is Format.WEBP:
         return int.from_bytes(data[4:8], "little") + 8 <= len(data)
