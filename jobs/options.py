@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from pipeline.config import JobConfig, describe_options, resolve
+from pipeline.storage import Storage
 
 Job = Annotated[
     Path | None, typer.Argument(metavar="[JOB.yaml]", help="Job file; flags and --set win over it.", show_default=False)
@@ -61,13 +62,18 @@ def job_config(
     return resolve(job, settings=settings or (), flags=flags)
 
 
+def storage_for(settings: list[str] | None) -> Storage:
+    """The storage of a command that only reads a run: options from --set and the environment."""
+    return Storage(resolve(settings=settings or ()).storage)
+
+
 def options_help() -> str:
     """All configuration keys with defaults and units, as the end of a command's help."""
     lines = [
         "[bold]Configuration keys[/] for JOB.yaml, --set KEY=VALUE and TOKENMILL_SECTION__KEY in the environment; "
         "flags win over --set, that over the environment, that over the file:"
     ]
-    lines += [f"[cyan]{key}[/] = {default}: {text}".replace("[/]", "[/]") for key, default, text in describe_options()]
+    lines += [f"[cyan]{key}[/] = {default}: {text}" for key, default, text in describe_options()]
     return "\n\n".join(lines)
 
 

@@ -1,14 +1,13 @@
 """`tokenmill status`: how far a run is, from its store alone."""
 
-from jobs.options import AsJson, Store, out, print_json
+from jobs.options import AsJson, Settings, Store, out, print_json, storage_for
 
 
-def main(output: Store, as_json: AsJson = False) -> None:
+def main(output: Store, settings: Settings = None, as_json: AsJson = False) -> None:
     """Show the progress of a run, from what OUTPUT holds; works while it runs, and after it died."""
     from pipeline.output import Output
-    from pipeline.storage import Storage
 
-    state = Output(Storage(), output).state()
+    state = Output(storage_for(settings), output).state()
     if as_json:
         print_json(state)
         return

@@ -1,12 +1,14 @@
 """`tokenmill verify`: recount a run with code that shares nothing with the writer."""
 
+import sys
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.progress import Progress
 
-from jobs.options import AsJson, Store, out, print_json
+from jobs.options import AsJson, Settings, Store, out, print_json, storage_for
 
 
 def main(
@@ -15,17 +17,16 @@ def main(
         bool, typer.Option(help="Recount the source shards too; --no-source reads the parts only.")
     ] = True,
     threads: Annotated[int, typer.Option(min=1, help="Shards checked at once (threads).")] = 4,
+    settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that every sample is a row or a reject, once. Exit code 0 if so, 3 if anything is amiss."""
     from pipeline.verify import verify
 
-    from pipeline.storage import Storage
-
-    with Progress(console=None, transient=True, disable=as_json or not out.is_terminal) as progress:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("verifying", total=None)
         result = verify(
-            Storage(),
+            storage_for(settings),
             output,
             source=source,
             threads=threads,
