@@ -23,6 +23,9 @@ def main(
     progress = for_stderr()
     try:
         result = run(config, progress)
+    except KeyboardInterrupt:  # before or after the actors were at work; then signals drain
+        out.print("stopped; run the same command again to go on")
+        raise typer.Exit(4) from None
     finally:
         progress.close()
     summary = result.summary

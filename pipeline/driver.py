@@ -82,6 +82,7 @@ class _Actor:
 
     handle: Any
     phase: _Phase = _Phase.LOADING
+    running: int = 0
     pulse_due: float = 0.0
 
 
@@ -231,11 +232,11 @@ class _Run:
             self._call(loaded[0], "measure", self._pending[:CALIBRATION_SHARDS], size)
 
     def _supply(self, name: str, actor: _Actor) -> None:
-        busy = sum(call.actor == name and call.method == "tokenize" for call in self._calls.values())
-        for _ in range(self._config.cluster.shards_in_flight - busy):
+        while actor.running < self._config.cluster.shards_in_flight:
             assignment = self._schedule.next(name, time.monotonic())
             if assignment is None:
                 break
+            actor.running += 1
             self._monitor.begun()
             self._call(name, "tokenize", self._shards[assignment.shard], assignment=assignment)
         if time.monotonic() >= actor.pulse_due:
@@ -279,6 +280,7 @@ class _Run:
             self._actors[call.actor].pulse_due = time.monotonic() + PULSE_SECONDS
             self._monitor.reading(call.actor, answer)
         elif call.assignment is not None:
+            self._actors[call.actor].running -= 1
             self._tokenized(call.assignment, answer)
 
     # --- what actors answer ---
@@ -324,12 +326,13 @@ class _Run:
             raise UsageError(answer.message)
         self._monitor.touch()
         self._schedule.failed(assignment.shard, assignment.attempt, answer, time.monotonic())
-        given_up = assignment.shard in self._schedule.quarantined()
+        given_up = self._schedule.state(assignment.shard) is State.QUARANTINED
         what = "quarantined" if given_up else "will be tried again"
         self._progress.note(f"{shard.url}: attempt {assignment.attempt} failed, {what}: {answer.message}")
 
     def _lost(self, name: str, error: RayActorError) -> None:
         actor = self._actors.pop(name)
+        ray.kill(actor.handle)  # it may only have become unreachable; its place is taken by another
         self._measuring = None if self._measuring == name else self._measuring
         if actor.phase is _Phase.LOADING:
             self._stillborn += 1

@@ -30,12 +30,24 @@ from pipeline.storage import Blob, ByteStream, Storage
 
 FOOTER_KEY = b"tokenmill"
 SCHEMA = 1  # version of rows and footer that is read here
-NUMBERS = {"sample_index": pa.uint32(), "view": pa.uint8(), "grid_height": pa.uint16(), "grid_width": pa.uint16()}
-NEEDED = ("key", "shard", "tokens", *NUMBERS)
 SPOOL_BYTES = 32 << 20
 CHUNK_BYTES = 1 << 20
 BATCH_ROWS = 1024  # 4 M tokens at 4,096 a row
 MAX_REJECTS_BYTES = 1 << 30  # a damaged footer must not ask for all memory
+
+COLUMNS = {
+    "key": pa.string(),
+    "shard": pa.dictionary(pa.int32(), pa.string()),
+    "sample_index": pa.uint32(),
+    "view": pa.uint8(),
+    "grid_height": pa.uint16(),
+    "grid_width": pa.uint16(),
+    "height": pa.uint32(),
+    "width": pa.uint32(),
+    "crop": pa.list_(pa.float32(), 4),
+    "flip": pa.bool_(),
+}
+OPTIONAL = {"caption": pa.string(), "label": pa.int64(), "meta": pa.string()}
 
 Count = Annotated[int, Field(ge=0, lt=1 << 32)]
 Integers = npt.NDArray[np.int64]
@@ -112,7 +124,7 @@ class Rows:
         index: `sample_index` [rows].
         view: [rows].
         wrong_shard: sample indices of the rows whose column `shard` is not the footer's URL.
-        wrong_grid: of the rows whose tokens do not fill the footer's grid.
+        wrong_grid: of the rows whose grid is not the footer's.
         wrong_tokens: of the rows with a token outside [0, codebook_size).
     """
 
@@ -163,38 +175,37 @@ def _part(file: pq.ParquetFile) -> Part:
     footer = Footer.model_validate_json(document)
     if footer.version != SCHEMA:
         raise PartDamaged(f"its schema must be {SCHEMA}, got {footer.version}; was it written by another version?")
-    _check_columns(file.schema_arrow)
+    _check_columns(file.schema_arrow, footer.spec)
     rows = _joined([_rows(batch, footer) for batch in file.iter_batches(BATCH_ROWS)])
     return Part(footer, _rejects(footer), rows)
 
 
-def _check_columns(schema: pa.Schema) -> None:
-    if missing := [name for name in NEEDED if name not in schema.names]:
-        raise PartDamaged(f"it has no column {', '.join(missing)}")
-    for name, kind in NUMBERS.items():
-        if schema.field(name).type != kind:
+def _check_columns(schema: pa.Schema, spec: Spec) -> None:
+    """Hold the columns to the documented schema; there may be others besides."""
+    code = pa.uint16() if spec.codebook_size <= 1 << 16 else pa.uint32()
+    tokens = pa.list_(code, spec.grid_height * spec.grid_width)
+    for name, kind in {**COLUMNS, "tokens": tokens, **OPTIONAL}.items():
+        if name not in schema.names:
+            if name not in OPTIONAL:
+                raise PartDamaged(f"it has no column {name}")
+        elif schema.field(name).type != kind:
             raise PartDamaged(f"its column {name} must be {kind}, got {schema.field(name).type}")
-    tokens = schema.field("tokens").type
-    is_list = pa.types.is_fixed_size_list(tokens) or pa.types.is_list(tokens)
-    if not is_list or tokens.value_type not in (pa.uint16(), pa.uint32()):
-        raise PartDamaged(f"its column tokens must be a list of uint16 or uint32, got {tokens}")
 
 
 def _rows(batch: pa.RecordBatch, footer: Footer) -> Rows:
-    if empty := [name for name in NEEDED if batch.column(name).null_count]:
+    if empty := [name for name in (*COLUMNS, "tokens") if batch.column(name).null_count]:
         raise PartDamaged(f"no value may be null in {', '.join(empty)}")
-    index, view, height, width = (_numbers(batch.column(name)).astype(np.int64) for name in NUMBERS)
-    tokens, spec = batch.column("tokens"), footer.spec
-    length = _numbers(pc.list_value_length(tokens))
-    off_grid = (height != spec.grid_height) | (width != spec.grid_width) | (length != height * width)
+    names = ("sample_index", "view", "grid_height", "grid_width")
+    index, view, height, width = (_numbers(batch.column(name)).astype(np.int64) for name in names)
+    off_grid = (height != footer.spec.grid_height) | (width != footer.spec.grid_width)
     elsewhere = ~_numbers(pc.equal(batch.column("shard").cast(pa.string()), footer.shard.url))
     return Rows(
-        keys=batch.column("key").cast(pa.string()),
+        keys=batch.column("key"),
         index=index,
         view=view,
         wrong_shard=index[elsewhere],
         wrong_grid=index[off_grid],
-        wrong_tokens=index[_outside(tokens, spec.codebook_size)],
+        wrong_tokens=index[_outside(batch.column("tokens"), footer.spec.codebook_size)],
     )
 
 

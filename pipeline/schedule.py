@@ -143,6 +143,10 @@ class Schedule:
             return None
         return self._assign(heapq.heappop(self._ready)[1], actor)
 
+    def state(self, shard: str) -> State:
+        """Where a shard is."""
+        return self._entries[shard].state
+
     def count(self, state: State) -> int:
         """How many shards are in a state."""
         return self._tally[state]

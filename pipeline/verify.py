@@ -44,7 +44,7 @@ class FindingKind(StrEnum):
     UNKNOWN_SAMPLES = "unknown_samples"  # beyond the end of the shard
     MISSING_VIEWS = "missing_views"  # a sample has fewer views than others
     WRONG_KEY = "wrong_key"  # a key is not the one at that place of the shard, or belongs to two samples
-    WRONG_GRID = "wrong_grid"  # tokens that do not fill the grid
+    WRONG_GRID = "wrong_grid"  # rows of another grid than the run's
     INDEX_OUT_OF_RANGE = "index_out_of_range"  # tokens outside [0, codebook_size)
     SOURCE_CHANGED = "source_changed"  # the shard is not the object that was frozen in the manifest
     SOURCE_UNREADABLE = "source_unreadable"  # the shard is missing or damaged, so nothing could be recounted
@@ -315,7 +315,7 @@ def _contents(part: Part) -> Iterator[Fault]:
     if (elsewhere := _runs(rows.wrong_shard)).count:
         yield FindingKind.WRONG_SHARD, f"rows that name another shard: {elsewhere}"
     if (off_grid := _runs(rows.wrong_grid)).count:
-        yield FindingKind.WRONG_GRID, f"tokens that are not {spec.grid_height} x {spec.grid_width}: {off_grid}"
+        yield FindingKind.WRONG_GRID, f"grids that are not {spec.grid_height} x {spec.grid_width}: {off_grid}"
     if (outside := _runs(rows.wrong_tokens)).count:
         yield FindingKind.INDEX_OUT_OF_RANGE, f"tokens outside [0, {spec.codebook_size:,}): {outside}"
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +35,41 @@ from pipeline.verify import FindingKind, Verification, verify
 
 JUNK = b"<html>not an image</html>"
 FINGERPRINT = "f" * 64
-Edit = Callable[[list[dict[str, Any]], dict[str, Any]], object]
+CODES = 32
+MODEL: dict[str, Any] = {
+    "block_out_channels": (8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+    "num_vq_embeddings": CODES,
+}
+
+
+@dataclass
+class Draft:
+    """A part taken apart, to be changed and written anew: without a footer if that is empty.
+
+    `rejects` go into the footer packed; if they are None, what the footer has stays.
+    """
+
+    rows: list[dict[str, Any]]
+    footer: dict[str, Any]
+    rejects: list[list[Any]] | None
+
+    def set(self, field: str, **values: Any) -> None:
+        """Change one object of the footer."""
+        self.footer[field] |= values
+
+    def metadata(self) -> dict[bytes, bytes]:
+        if self.footer and self.rejects is not None:
+            text = json.dumps(self.rejects).encode()
+            packed = base64.b64encode(pa.compress(text, "zstd", asbytes=True)).decode()
+            self.footer |= {"rejects": packed, "rejects_bytes": len(text)}
+        return {b"tokenmill": json.dumps(self.footer).encode()} if self.footer else {}
+
+
+Change = Callable[[Draft], object]
 
 
 @dataclass(frozen=True)
@@ -45,7 +79,10 @@ class Run:
     shards: Path
     output: Path
 
-    def part(self, stem: str) -> Path:
+    def source(self, name: str = "a.tar") -> Path:
+        return self.shards / name
+
+    def part(self, stem: str = "a") -> Path:
         (path,) = (self.output / "tokens").glob(f"{stem}-*.parquet")
         return path
 
@@ -55,20 +92,16 @@ class Run:
     def kinds(self, **options: Any) -> list[FindingKind]:
         return [finding.kind for finding in self.verify(**options).findings]
 
-    def edit(self, change: Edit, stem: str = "a") -> None:
-        """Write a part anew with other rows or another footer (its rejects unpacked meanwhile)."""
-        table = pq.read_table(self.part(stem))
-        rows, footer = table.to_pylist(), json.loads(table.schema.metadata[b"tokenmill"])
+    def edit(self, change: Change) -> None:
+        """Write the part of shard `a` anew, with page checksums."""
+        file = pq.ParquetFile(self.part())
+        footer = json.loads(file.metadata.metadata[b"tokenmill"])
         packed = base64.b64decode(footer["rejects"])
-        footer["rejects"] = json.loads(pa.decompress(packed, footer["rejects_bytes"], "zstd")) if packed else []
-        change(rows, footer)
-        if isinstance(footer.get("rejects"), list):
-            text = json.dumps(footer["rejects"]).encode()
-            packed = pa.compress(text, "zstd", asbytes=True)
-            footer |= {"rejects": base64.b64encode(packed).decode(), "rejects_bytes": len(text)}
-        metadata = {b"tokenmill": json.dumps(footer).encode()} if footer else None
-        edited = pa.Table.from_pylist(rows, table.schema.with_metadata(metadata))
-        pq.write_table(edited, self.part(stem), compression="zstd", write_page_checksum=True)
+        rejects = pa.decompress(packed, footer["rejects_bytes"], "zstd", asbytes=True)
+        draft = Draft(file.read().to_pylist(), footer, json.loads(rejects))
+        change(draft)
+        table = pa.Table.from_pylist(draft.rows, file.schema_arrow.with_metadata(draft.metadata()))
+        pq.write_table(table, self.part(), write_page_checksum=True)
 
 
 def png(seed: int) -> bytes:
@@ -86,47 +119,46 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
 
 
 def members_of_a() -> list[tuple[str, bytes]]:
-    return [
-        (f"a{i}.{kind}", data) for i in range(6) for kind, data in (("png", JUNK if i == 2 else png(i)), ("cls", b"7"))
-    ]
+    images = [JUNK if i == 2 else png(i) for i in range(6)]
+    return [member for i in range(6) for member in ((f"a{i}.png", images[i]), (f"a{i}.cls", b"7"))]
+
+
+def build(run: Run) -> None:
+    """Write the shards, tokenize them without Ray, describe the run."""
+    run.shards.mkdir()
+    write_tar(run.source("a.tar"), members_of_a())
+    write_tar(run.source("b.tar.gz"), [(f"folder/b{i}.png", png(9 + i)) for i in range(4)])
+    write_tar(run.source("c.tar"), [])
+    storage, output = Storage(), OutputConfig(url=str(run.output))
+    shards = freeze(storage, [str(run.shards)])
+    with torch.random.fork_rng(), ThreadPoolExecutor(1) as decoders:
+        torch.manual_seed(0)
+        engine = Engine(VQModel(**MODEL), image_size=16)
+        line = Line(storage, engine, decoders, Meter(), ImageConfig(size=16), ColumnsConfig(), output, FINGERPRINT)
+        for shard in shards:
+            tokenize_shard(shard, line)
+        engine.close()
+    (run.output / "manifest.parquet").write_bytes(to_parquet(shards))
+    (run.output / "job.json").write_text(json.dumps({"fingerprint": FINGERPRINT, "spec": asdict(engine.spec)}))
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        engine = Engine(
-            VQModel(
-                block_out_channels=(8, 8),
-                down_block_types=("DownEncoderBlock2D",) * 2,
-                up_block_types=("UpDecoderBlock2D",) * 2,
-                norm_num_groups=4,
-                latent_channels=4,
-                num_vq_embeddings=32,
-            ),
-            image_size=16,
-        )
-    yield engine
-    engine.close()
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder with a run, and a copy of it."""
+    folder = tmp_path_factory.mktemp("verify")
+    (folder / "now").mkdir()
+    build(Run(folder / "now" / "shards", folder / "now" / "output"))
+    shutil.copytree(folder / "now", folder / "copy")
+    return folder / "now", folder / "copy"
 
 
 @pytest.fixture
-def run(engine: Engine, tmp_path: Path) -> Run:
-    found = Run(tmp_path / "shards", tmp_path / "out")
-    found.shards.mkdir()
-    write_tar(found.shards / "a.tar", members_of_a())
-    write_tar(found.shards / "b.tar.gz", [(f"folder/b{i}.png", png(9 + i)) for i in range(4)])
-    write_tar(found.shards / "c.tar", [])
-    storage, output = Storage(), OutputConfig(url=str(found.output))
-    shards = freeze(storage, [str(found.shards)])
-    with ThreadPoolExecutor(1) as decoders:
-        image = ImageConfig(size=16)
-        line = Line(storage, engine, decoders, Meter(), image, ColumnsConfig(), output, FINGERPRINT)
-        for shard in shards:
-            tokenize_shard(shard, line)
-    (found.output / "manifest.parquet").write_bytes(to_parquet(shards))
-    (found.output / "job.json").write_text(json.dumps({"fingerprint": FINGERPRINT, "spec": asdict(engine.spec)}))
-    return found
+def run(built: tuple[Path, Path]) -> Run:
+    """The run as it was built: parts name their sources by path and time, so it is always the same folder."""
+    now, copy = built
+    shutil.rmtree(now)
+    shutil.copytree(copy, now)
+    return Run(now / "shards", now / "output")
 
 
 # --- a run without damage --------------------------------------------------------------------------------------------
@@ -144,6 +176,7 @@ def test_clean_run(run: Run) -> None:
     assert [account.url for account in result.accounts] == [
         f"file://{run.shards}/{name}" for name in ("a.tar", "b.tar.gz", "c.tar")
     ]
+    assert [f"{account.shard}.parquet" for account in result.accounts] == [run.part(stem).name for stem in "abc"]
 
 
 def test_clean_run_without_sources(run: Run) -> None:
@@ -154,14 +187,15 @@ def test_clean_run_without_sources(run: Run) -> None:
 
 
 def test_clean_run_of_rejects_only(run: Run) -> None:
-    def reject_all(rows: list[dict[str, Any]], footer: dict[str, Any]) -> None:
-        footer["rejects"] = [[f"a{i}", i, "decode", "not_image", ""] for i in range(6)]
-        footer["counts"] = {"samples": 6, "tokenized": 0, "rows": 0, "rejects": 6}
-        rows.clear()
+    def reject_all(draft: Draft) -> None:
+        draft.rejects = [[f"a{i}", i, "decode", "not_image", ""] for i in range(6)]
+        draft.set("counts", samples=6, tokenized=0, rows=0, rejects=6)
+        draft.rows.clear()
 
     run.edit(reject_all)
-    assert accounts(run.verify())[0] == (6, 0, 6)
-    assert run.kinds() == []
+    result = run.verify()
+    assert result.ok
+    assert accounts(result)[0] == (6, 0, 6)
 
 
 def test_progress_of_each_shard(run: Run) -> None:
@@ -173,13 +207,17 @@ def test_progress_of_each_shard(run: Run) -> None:
 # --- damage to files -------------------------------------------------------------------------------------------------
 
 
+def as_it_is(draft: Draft) -> None:
+    """Change nothing."""
+
+
 def flip_page_bits(run: Run) -> None:
-    run.edit(lambda rows, footer: None)
-    column = pq.ParquetFile(run.part("a")).metadata.row_group(0).column(4)
-    assert column.path_in_schema.startswith("tokens")
-    data = bytearray(run.part("a").read_bytes())
+    run.edit(as_it_is)
+    group = pq.ParquetFile(run.part()).metadata.row_group(0)
+    column = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema.startswith("tokens"))
+    data = bytearray(run.part().read_bytes())
     data[column.data_page_offset + column.total_compressed_size // 2] ^= 0x10
-    run.part("a").write_bytes(data)
+    run.part().write_bytes(data)
 
 
 def repeat_in_manifest(run: Run) -> None:
@@ -197,36 +235,48 @@ def keep_time(path: Path, change: Callable[[], object]) -> None:
 
 
 def rename_in_source(run: Run) -> None:
-    path = run.shards / "a.tar"
     renamed = [(name.replace("a4.", "x4."), data) for name, data in members_of_a()]
-    keep_time(path, lambda: write_tar(path, renamed))
+    keep_time(run.source(), lambda: write_tar(run.source(), renamed))
+
+
+def split_in_source(run: Run) -> None:
+    """One member gets a key of its own: seven samples."""
+    renamed = [(name.replace("a5.cls", "a6.cls"), data) for name, data in members_of_a()]
+    keep_time(run.source(), lambda: write_tar(run.source(), renamed))
 
 
 def zero_header_in_source(run: Run) -> None:
-    path = run.shards / "a.tar"
-    with tarfile.open(path) as archive:
+    with tarfile.open(run.source()) as archive:
         start = archive.getmember("a3.png").offset
+    data = run.source().read_bytes()
+    keep_time(run.source(), lambda: run.source().write_bytes(data[:start] + bytes(512) + data[start + 512 :]))
+
+
+def garble_compressed_source(run: Run) -> None:
+    path = run.source("b.tar.gz")
     data = path.read_bytes()
-    keep_time(path, lambda: path.write_bytes(data[:start] + bytes(512) + data[start + 512 :]))
+    keep_time(path, lambda: path.write_bytes(data[:300] + bytes(100) + data[400:]))
 
 
 FILES: dict[str, tuple[Callable[[Run], object], list[str]]] = {
-    "part deleted": (lambda run: run.part("a").unlink(), ["missing_part"]),
-    "part under another name": (lambda run: shutil.copy(run.part("a"), run.part("a").with_name("z.parquet")), ["foreign_part"]),
+    "part deleted": (lambda run: run.part().unlink(), ["missing_part"]),
+    "part twice": (lambda run: shutil.copy(run.part(), run.part().with_name("z.parquet")), ["foreign_part"]),
     "part in place of another": (lambda run: shutil.copy(run.part("a"), run.part("b")), ["wrong_shard"]),
-    "stray file": (lambda run: run.part("a").with_name("notes.txt").write_text("hello"), ["foreign_part"]),
-    "temporary file": (lambda run: run.part("a").with_name(".a.parquet.x.tmp").write_text("PAR1"), ["leftover"]),
-    "part cut": (lambda run: os.truncate(run.part("a"), run.part("a").stat().st_size - 100), ["damaged_part"]),
-    "part emptied": (lambda run: os.truncate(run.part("a"), 0), ["damaged_part"]),
-    "part of other content": (lambda run: run.part("a").write_bytes(JUNK), ["damaged_part"]),
+    "stray file": (lambda run: run.part().with_name("notes.txt").write_text("hello"), ["foreign_part"]),
+    "temporary file": (lambda run: run.part().with_name(".a.parquet.x.tmp").write_text("PAR1"), ["leftover"]),
+    "part cut": (lambda run: os.truncate(run.part(), run.part().stat().st_size - 100), ["damaged_part"]),
+    "part emptied": (lambda run: os.truncate(run.part(), 0), ["damaged_part"]),
+    "part of other content": (lambda run: run.part().write_bytes(JUNK), ["damaged_part"]),
     "bits flipped in a page": (flip_page_bits, ["damaged_part"]),
-    "part and source deleted": (lambda run: (run.part("a").unlink(), (run.shards / "a.tar").unlink()), ["missing_part"]),
-    "source deleted": (lambda run: (run.shards / "a.tar").unlink(), ["source_unreadable"]),
-    "source longer": (lambda run: os.truncate(run.shards / "a.tar", 1 << 20), ["source_changed"]),
-    "source with other keys": (rename_in_source, ["wrong_key"]),
+    "part and source deleted": (lambda run: (run.part().unlink(), run.source().unlink()), ["missing_part"]),
+    "source deleted": (lambda run: run.source().unlink(), ["source_unreadable"]),
+    "source longer": (lambda run: os.truncate(run.source(), 1 << 20), ["source_changed"]),
+    "source with another key": (rename_in_source, ["wrong_key"]),
+    "source with another sample": (split_in_source, ["missing_samples"]),
     "source with a zeroed header": (zero_header_in_source, ["source_unreadable"]),
+    "source with damaged compression": (garble_compressed_source, ["source_unreadable"]),
     "shard twice in the manifest": (repeat_in_manifest, ["duplicate_shard"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("damage", "kinds"), FILES.values(), ids=FILES)
@@ -238,104 +288,122 @@ def test_damage_to_files(run: Run, damage: Callable[[Run], object], kinds: list[
 # --- damage to rows and footers --------------------------------------------------------------------------------------
 
 
-def two_views(rows: list[dict[str, Any]], footer: dict[str, Any]) -> None:
-    rows += [row | {"view": 1} for row in rows]
-    footer["counts"]["rows"] *= 2
+def two_views(draft: Draft) -> None:
+    draft.rows += [row | {"view": 1} for row in draft.rows]
+    draft.set("counts", rows=10)
 
 
-def lose_a_view(rows: list[dict[str, Any]], footer: dict[str, Any]) -> None:
-    two_views(rows, footer)
-    rows.pop()
-    footer["counts"]["rows"] -= 1
+def lose_a_view(draft: Draft) -> None:
+    two_views(draft)
+    draft.rows.pop()
+    draft.set("counts", rows=9)
 
 
-def lose_the_last(rows: list[dict[str, Any]], footer: dict[str, Any]) -> None:
-    """A writer that lost a sample and never knew."""
-    rows.pop()
-    footer["counts"] = {"samples": 5, "tokenized": 4, "rows": 4, "rejects": 1}
+def lose_the_last(draft: Draft) -> None:
+    """What a writer leaves that lost a sample and never knew."""
+    draft.rows.pop()
+    draft.set("counts", samples=5, tokenized=4, rows=4)
 
 
-def swap_keys(rows: list[dict[str, Any]], footer: dict[str, Any]) -> None:
-    rows[0]["key"], rows[1]["key"] = rows[1]["key"], rows[0]["key"]
+def swap_keys(draft: Draft) -> None:
+    first, second = draft.rows[:2]
+    first["key"], second["key"] = second["key"], first["key"]
 
 
-EDITS: dict[str, tuple[Edit, list[str]]] = {
-    "nothing": (lambda rows, footer: None, []),
-    "rows in another order": (lambda rows, footer: rows.reverse(), []),
+def rejects_as(text: str) -> Change:
+    def change(draft: Draft) -> None:
+        draft.rejects = None
+        draft.footer["rejects"] = text
+
+    return change
+
+
+def row_of(index: int, **values: Any) -> Change:
+    return lambda draft: draft.rows[index].update(values)
+
+
+def footer(**values: Any) -> Change:
+    return lambda draft: draft.footer.update(values)
+
+
+EDITS: dict[str, tuple[Change, list[str]]] = {
+    "nothing": (as_it_is, []),
+    "rows in another order": (lambda draft: draft.rows.reverse(), []),
     "two views": (two_views, []),
     "view lost": (lose_a_view, ["missing_views"]),
-    "row lost": (lambda rows, footer: rows.pop(1), ["unbalanced", "missing_samples"]),
-    "row twice": (lambda rows, footer: rows.append(rows[1]), ["unbalanced", "duplicate_samples"]),
+    "row lost": (lambda draft: draft.rows.pop(1), ["unbalanced", "missing_samples"]),
+    "row twice": (lambda draft: draft.rows.append(draft.rows[1]), ["unbalanced", "duplicate_samples"]),
     "sample lost and not counted": (lose_the_last, ["missing_samples"]),
-    "row of a rejected sample": (
-        lambda rows, footer: rows[2].update(sample_index=2, key="a2"),
-        ["unbalanced", "missing_samples", "duplicate_samples"],
-    ),
-    "reject lost": (lambda rows, footer: footer["rejects"].clear(), ["unbalanced", "missing_samples"]),
-    "reject twice": (lambda rows, footer: footer["rejects"].extend(footer["rejects"]), ["unbalanced", "duplicate_samples"]),
-    "index beyond the shard": (lambda rows, footer: rows[4].update(sample_index=9), ["missing_samples", "unknown_samples"]),
-    "counts wrong": (lambda rows, footer: footer["counts"].update(rejects=0), ["unbalanced"]),
-    "key changed": (lambda rows, footer: rows[3].update(key="a9"), ["wrong_key"]),
+    "reject also a row": (row_of(2, sample_index=2, key="a2"), ["unbalanced", "missing_samples", "duplicate_samples"]),
+    "reject lost": (lambda draft: draft.rejects.clear(), ["unbalanced", "missing_samples"]),
+    "reject twice": (lambda draft: draft.rejects.append(draft.rejects[0]), ["unbalanced", "duplicate_samples"]),
+    "index beyond the shard": (row_of(4, sample_index=9), ["missing_samples", "unknown_samples"]),
+    "counts wrong": (lambda draft: draft.set("counts", rejects=0), ["unbalanced"]),
+    "key changed": (row_of(3, key="a9"), ["wrong_key"]),
     "keys swapped": (swap_keys, ["wrong_key"]),
-    "key of a reject changed": (lambda rows, footer: footer["rejects"][0].__setitem__(0, "a9"), ["wrong_key"]),
-    "token out of range": (lambda rows, footer: rows[1]["tokens"].__setitem__(5, 32), ["index_out_of_range"]),
-    "grid wrong": (lambda rows, footer: rows[1].update(grid_height=4), ["wrong_grid"]),
-    "shard of a row wrong": (lambda rows, footer: rows[1].update(shard="file:///x.tar"), ["wrong_shard"]),
-    "fingerprint of another job": (lambda rows, footer: footer.update(fingerprint="0" * 64), ["wrong_fingerprint"]),
-    "codebook of another job": (lambda rows, footer: footer["spec"].update(codebook_size=64), ["wrong_fingerprint"]),
-    "made of another version": (lambda rows, footer: footer["shard"].update(etag="1.0"), ["source_changed"]),
-    "schema of the future": (lambda rows, footer: footer.update(schema=99), ["damaged_part"]),
-    "footer without counts": (lambda rows, footer: footer.pop("counts"), ["damaged_part"]),
-    "footer with an endless count": (lambda rows, footer: footer["counts"].update(samples=1 << 70), ["damaged_part"]),
-    "no footer": (lambda rows, footer: footer.clear(), ["damaged_part"]),
-    "rejects not base64": (lambda rows, footer: footer.update(rejects="?"), ["damaged_part"]),
-    "rejects not zstd": (lambda rows, footer: footer.update(rejects="AAAA"), ["damaged_part"]),
-    "reject of an unknown stage": (lambda rows, footer: footer["rejects"][0].__setitem__(2, "lunch"), ["damaged_part"]),
-}  # fmt: skip
+    "key of a reject changed": (lambda draft: draft.rejects[0].__setitem__(0, "a9"), ["wrong_key"]),
+    "token out of range": (lambda draft: draft.rows[1]["tokens"].__setitem__(5, CODES), ["index_out_of_range"]),
+    "grid wrong": (row_of(1, grid_height=4), ["wrong_grid"]),
+    "shard of a row wrong": (row_of(1, shard="file:///x.tar"), ["wrong_shard"]),
+    "fingerprint of another job": (footer(fingerprint="0" * 64), ["wrong_fingerprint"]),
+    "codebook of another job": (lambda draft: draft.set("spec", codebook_size=64), ["wrong_fingerprint"]),
+    "made of another version": (lambda draft: draft.set("shard", etag="1.0"), ["source_changed"]),
+    "schema of the future": (footer(schema=99), ["damaged_part"]),
+    "footer without counts": (lambda draft: draft.footer.pop("counts"), ["damaged_part"]),
+    "footer with an endless count": (lambda draft: draft.set("counts", samples=1 << 70), ["damaged_part"]),
+    "no footer": (lambda draft: draft.footer.clear(), ["damaged_part"]),
+    "rejects not base64": (rejects_as("?"), ["damaged_part"]),
+    "rejects not zstd": (rejects_as("AAAA"), ["damaged_part"]),
+    "reject of an unknown stage": (lambda draft: draft.rejects[0].__setitem__(2, "lunch"), ["damaged_part"]),
+}
 
 
 @pytest.mark.parametrize(("change", "kinds"), EDITS.values(), ids=EDITS)
-def test_damage_to_rows_and_footers(run: Run, change: Edit, kinds: list[str]) -> None:
+def test_damage_to_rows_and_footers(run: Run, change: Change, kinds: list[str]) -> None:
     run.edit(change)
     assert run.kinds() == kinds
 
 
-def test_sample_lost_and_not_counted_shows_in_the_source_only(run: Run) -> None:
+def test_uncounted_loss_shows_in_the_source_only(run: Run) -> None:
     run.edit(lose_the_last)
     assert run.kinds(source=False) == []
     (finding,) = run.verify().findings
-    assert finding.shard == f"file://{run.shards}/a.tar"
+    assert finding.shard == f"file://{run.source()}"
     assert "neither row nor reject: 1 of its samples (sample_index 5)" in finding.message
+    assert str(run.part()) in finding.message
 
 
-def test_shared_key_shows_without_sources(run: Run) -> None:
-    run.edit(lambda rows, footer: rows[0].update(key="a3"))
+@pytest.mark.parametrize("change", [row_of(0, key="a3"), lambda draft: (two_views(draft), row_of(9, key="z")(draft))])
+def test_keys_at_odds_show_without_sources(run: Run, change: Change) -> None:
+    run.edit(change)
     assert run.kinds(source=False) == ["wrong_key"]
 
 
 def test_long_lists_of_samples_are_shortened(run: Run) -> None:
-    def spread(rows: list[dict[str, Any]], footer: dict[str, Any]) -> None:
-        rows += [rows[0] | {"sample_index": 10 * i, "key": f"k{i}"} for i in range(1, 9)]
-        rows += [rows[0] | {"sample_index": 11, "key": "k"}]
+    def spread(draft: Draft) -> None:
+        beyond = [10, 11, 20, 30, 40, 50, 60]
+        draft.rows += [draft.rows[0] | {"sample_index": index, "key": f"k{index}"} for index in beyond]
 
     run.edit(spread)
-    message = next(f.message for f in run.verify().findings if f.kind == "unknown_samples")
-    assert "9 of its samples (sample_index 10-11, 20, 30, 40, 50, ...)" in message
+    message = next(finding.message for finding in run.verify().findings if finding.kind == "unknown_samples")
+    assert "7 of its samples (sample_index 10-11, 20, 30, 40, 50, ...)" in message
 
 
-def test_columns_of_another_type(run: Run) -> None:
-    table = pq.read_table(run.part("a"))
+def test_column_of_another_type(run: Run) -> None:
+    file = pq.ParquetFile(run.part())
+    table = file.read()
     place = table.schema.get_field_index("sample_index")
-    pq.write_table(table.set_column(place, "sample_index", table["sample_index"].cast(pa.int64())), run.part("a"))
+    table = table.set_column(place, "sample_index", table["sample_index"].cast(pa.int64()))
+    pq.write_table(table.replace_schema_metadata(file.metadata.metadata), run.part())
     (finding,) = run.verify().findings
     assert finding.kind == "damaged_part"
     assert "sample_index must be uint32, got int64" in finding.message
 
 
 def test_any_flipped_byte_is_found_or_changes_no_row(run: Run) -> None:
-    """Wherever a byte is wrong, verification goes on; where pages are checked, no wrong row passes."""
-    run.edit(lambda rows, footer: None)
-    part, good = run.part("a"), run.part("a").read_bytes()
+    """Wherever a byte is wrong, verification goes on; where pages have checksums, no wrong row passes."""
+    run.edit(as_it_is)
+    part, good = run.part(), run.part().read_bytes()
     table = pq.read_table(part)
     for at in range(0, len(good), 97):
         part.write_bytes(good[:at] + bytes([good[at] ^ 0x41]) + good[at + 1 :])
@@ -347,18 +415,25 @@ def test_any_flipped_byte_is_found_or_changes_no_row(run: Run) -> None:
 
 
 def test_quarantined_shard_has_its_reason(run: Run) -> None:
-    run.part("a").unlink()
-    entry = {"shard": f"file://{run.shards}/a.tar", "reason": "crashed", "message": "killed 3 actors"}
+    run.part().unlink()
+    entry = {"shard": f"file://{run.source()}", "reason": "crashed", "message": "killed 3 actors"}
     (run.output / "summary.json").write_text(json.dumps({"quarantined": [entry]}))
     (finding,) = run.verify().findings
     assert "its 6 samples are in no part: it was quarantined as crashed: killed 3 actors" in finding.message
 
 
+def test_missing_source_of_a_missing_part(run: Run) -> None:
+    run.part().unlink()
+    run.source().unlink()
+    result = run.verify()
+    assert "no such object" in result.findings[0].message
+    assert accounts(result)[0] == (None, 0, 0)
+
+
 def test_shard_missing_when_frozen(run: Run) -> None:
     path = run.output / "manifest.parquet"
-    (run.shards / "d.tar").unlink(missing_ok=True)
-    (missing,) = freeze(Storage(), [str(run.shards / "d.tar")])
-    path.write_bytes(to_parquet([*from_parquet(path.read_bytes()), missing]))
+    frozen = freeze(Storage(), [str(run.source("d.tar"))])
+    path.write_bytes(to_parquet([*from_parquet(path.read_bytes()), *frozen]))
     result = run.verify()
     assert [finding.kind for finding in result.findings] == ["missing_part"]
     assert "was not there when the manifest was frozen" in result.findings[0].message
@@ -377,10 +452,8 @@ def test_unusable_description_of_the_run(run: Run, name: str, content: bytes | N
 
 def test_independence_of_the_writer() -> None:
     folder = Path(pipeline.verify.__file__).parent
-    trees = [
-        ast.parse((folder / f"{name}.py").read_text()) for name in ("verify", "recount", "storage", "urls", "errors")
-    ]
-    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = ("verify", "recount", "storage", "urls", "errors")
+    nodes = [node for name in names for node in ast.walk(ast.parse((folder / f"{name}.py").read_text()))]
     used = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     used |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     ours = {name for name in used if name and name.startswith(("pipeline", "jobs"))}
