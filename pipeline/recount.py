@@ -34,6 +34,7 @@ SPOOL_BYTES = 32 << 20
 CHUNK_BYTES = 1 << 20
 BATCH_ROWS = 1024  # 4 M tokens at 4,096 a row
 MAX_REJECTS_BYTES = 1 << 30  # a damaged footer must not ask for all memory
+RESTORE = "restore the object"
 
 COLUMNS = {
     "key": pa.string(),
@@ -259,9 +260,11 @@ def source_keys(storage: Storage, blob: Blob) -> list[str]:
         except TokenmillError:
             raise
         except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-            raise ShardError(ShardFault.BAD_COMPRESSION, f"its compression is damaged: {error}") from error
+            raise ShardError(ShardFault.BAD_COMPRESSION, f"damaged compression: {error}; {RESTORE}") from error
         except Exception as error:  # whatever damaged bytes make `tarfile` raise
-            raise ShardError(ShardFault.BAD_HEADER, f"it is no whole tar: {type(error).__name__}: {error}") from error
+            raise ShardError(
+                ShardFault.BAD_HEADER, f"not a whole tar: {type(error).__name__}: {error}; {RESTORE}"
+            ) from error
 
 
 def _keys(read: Callable[[int], bytes]) -> Iterator[str]:
@@ -278,7 +281,7 @@ def _keys(read: Callable[[int], bytes]) -> Iterator[str]:
     if any(chunk.strip(b"\0") for chunk in itertools.chain([source.last], rest)):
         raise ShardError(
             ShardFault.TRAILING_DATA,
-            f"at byte {archive.offset:,} of the tar stands neither a whole header nor the end of the archive",
+            f"byte {archive.offset:,} of the tar begins neither a whole header nor the end of the archive; {RESTORE}",
         )
 
 

@@ -238,10 +238,11 @@ class _Check:
             return None, [(FindingKind.SOURCE_UNREADABLE, "the object was not there when the manifest was frozen")]
         try:
             return source_keys(self.storage, Blob(shard.url, shard.size, shard.etag)), []
+        except ShardError as error:
+            kind = FindingKind.SOURCE_CHANGED if error.reason is ShardFault.CHANGED else FindingKind.SOURCE_UNREADABLE
+            return None, [(kind, f"cannot be recounted: {error}")]
         except (TokenmillError, OSError) as error:
-            changed = isinstance(error, ShardError) and error.reason is ShardFault.CHANGED
-            kind = FindingKind.SOURCE_CHANGED if changed else FindingKind.SOURCE_UNREADABLE
-            return None, [(kind, f"the shard cannot be recounted: {error}; restore it, or verify without sources")]
+            return None, [(FindingKind.SOURCE_UNREADABLE, f"cannot be recounted now: {error}")]
 
     def _part(self, shard: _Shard) -> Part | Fault | None:
         """The part, or why it cannot be read, or None if there is none."""

@@ -105,7 +105,7 @@ def test_no_end_marker(keys_of: Callable[[bytes], list[str]]) -> None:
 @pytest.mark.parametrize("number", range(len(PLAIN)))
 def test_damaged_header(keys_of: Callable[[bytes], list[str]], number: int, hole: bytes) -> None:
     data, start = tar(PLAIN), number * 2 * BLOCK
-    with pytest.raises(ShardError, match=r"no whole tar|neither a whole header nor the end"):
+    with pytest.raises(ShardError, match=r"not a whole tar|neither a whole header nor the end"):
         keys_of(data[:start] + hole + data[start + BLOCK :])
 
 
