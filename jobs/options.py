@@ -39,8 +39,10 @@ Settings = Annotated[
     ),
 ]
 Actors = Annotated[
-    int | None,
-    typer.Option(min=1, metavar="N", help="Actors; one per GPU, or one on a CPU, if not given.", show_default=False),
+    str | None,
+    typer.Option(
+        metavar="N", help="Actors, n or min..max; one per GPU, or one on a CPU, if not given.", show_default=False
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, the last of stdout.")]
 Store = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a run.", show_default=False)]
@@ -54,7 +56,7 @@ def job_config(
     shards: list[str] | None,
     model: str | None,
     output: str | None,
-    actors: int | None = None,
+    actors: str | None = None,
     settings: list[str] | None = None,
 ) -> JobConfig:
     """The configuration that a command line asks for."""

@@ -20,9 +20,10 @@ OBJECT_STORE_BYTES = 100 << 20  # no image goes through the object store
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How many actors, and what each one reserves."""
+    """How many actors at least and at most, and what each one reserves."""
 
-    actors: int
+    fewest: int
+    most: int
     cpus: int
     gpus: float
 
@@ -43,7 +44,7 @@ def cluster(config: JobConfig) -> Iterator[Placement]:
             ray.init(address=config.cluster.address, **options)
         else:
             cores = len(os.sched_getaffinity(0))
-            wanted = (config.cluster.actors or 1) * (config.cluster.cpus_per_actor or 1)
+            wanted = (config.cluster.actor_range or (1, 1))[1] * (config.cluster.cpus_per_actor or 1)
             ray.init(
                 address="local",
                 num_cpus=max(cores, wanted),
@@ -61,11 +62,12 @@ def cluster(config: JobConfig) -> Iterator[Placement]:
 def _place(config: JobConfig, resources: dict[str, float]) -> Placement:
     wanted, gpus = config.cluster, int(resources.get("GPU", 0))
     per_actor = wanted.gpus_per_actor if wanted.gpus_per_actor is not None else (1.0 if gpus else 0.0)
-    actors = wanted.actors or (int(gpus / per_actor) if per_actor else 1)
-    if not actors:
+    here = int(gpus / per_actor) if per_actor else 1
+    fewest, most = wanted.actor_range or (here, here)
+    if not most:
         raise UsageError(f"cluster.gpus_per_actor is {per_actor}, but the cluster has {gpus} GPUs")
     cores = int(resources.get("CPU", 1))
-    return Placement(actors, wanted.cpus_per_actor or max(1, cores // actors), per_actor)
+    return Placement(fewest, most, wanted.cpus_per_actor or max(1, cores // most), per_actor)
 
 
 class RemoteWorker:

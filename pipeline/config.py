@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -36,12 +36,31 @@ class ClusterConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     address: str | None = Field(None, description="address of a Ray cluster (auto, host:port); null starts Ray here")
-    actors: int | None = Field(None, ge=1, description="actors; null is one per GPU of the cluster, or one on a CPU")
+    actors: str | None = Field(
+        None,
+        coerce_numbers_to_str=True,
+        pattern=r"^[1-9]\d*(\.\.[1-9]\d*)?$",
+        description="actors, n or min..max: they join as the cluster grows; null is one per GPU, or one on a CPU",
+    )
     gpus_per_actor: float | None = Field(None, ge=0, description="GPUs per actor; null is 1 where there are GPUs")
     cpus_per_actor: int | None = Field(
         None, ge=1, description="decode threads (on a CPU also model threads) per actor; null shares the cores evenly"
     )
     shards_in_flight: int = Field(2, ge=1, description="shards an actor works on at once, so that no device waits")
+
+    @property
+    def actor_range(self) -> tuple[int, int] | None:
+        """(fewest, most) actors, None if not given."""
+        if self.actors is None:
+            return None
+        low, _, high = self.actors.partition("..")
+        return int(low), int(high or low)
+
+    @model_validator(mode="after")
+    def _actors_in_order(self) -> Self:
+        if self.actor_range and self.actor_range[0] > self.actor_range[1]:
+            raise ValueError(f"cluster.actors must be min..max with min at most max, got {self.actors}")
+        return self
 
 
 class JobConfig(BaseModel):

@@ -20,8 +20,7 @@ from pipeline.commit import probe
 from pipeline.config import JobConfig, job_document
 from pipeline.encoding import Precision
 from pipeline.errors import RunFailed, TokenmillError, UsageError
-from pipeline.messages import Calibration, Identity, ShardReport
-from pipeline.meter import Reading
+from pipeline.messages import Calibration, Identity, Pulse, ShardReport
 from pipeline.monitor import ExitCode, Monitor, Result, verdict
 from pipeline.output import Output
 from pipeline.progress import Progress, Silent
@@ -32,6 +31,8 @@ from pipeline.storage import Storage
 
 POLL_SECONDS = 0.2
 PULSE_SECONDS = 1.0
+RELEASE_SECONDS = 10.0  # an idle actor waits so long for a shard to come back, or for a slow one to repeat
+SAFE_BATCH = 8  # where nothing could be measured
 MAX_STILLBORN = 3  # actors in a row that die before they are ready: something is wrong with all of them
 CALIBRATION_SHARDS = 3  # the first readable one of so many serves
 
@@ -84,6 +85,7 @@ class _Actor:
     phase: _Phase = _Phase.LOADING
     running: int = 0
     pulse_due: float = 0.0
+    idle_since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class _Run:
         self._batch_size = 0
         self._measuring: str | None = None
         self._stillborn = 0
+        self._spoilt = 0
 
     def work(self) -> bool:
         """Do all pending shards. True if the run was stopped before the end.
@@ -145,6 +148,7 @@ class _Run:
             if draining is not None and self._drained(draining):
                 return True
             self._check_health()
+            self._end_stalled()
             if draining is None:
                 self._recruit()
                 self._advance()
@@ -164,7 +168,7 @@ class _Run:
         code, message = verdict(summary, stopped, self._config.limits.max_reject_fraction)
         if code is ExitCode.OK:
             self._output.succeed()
-        return Result(code, message, summary, self._monitor.rates(self._placement.actors), seconds)
+        return Result(code, message, summary, self._monitor.rates(self._placement.most), seconds)
 
     def dismiss(self) -> None:
         """End all actors."""
@@ -180,27 +184,34 @@ class _Run:
 
     def _check_health(self) -> None:
         idle, limits = self._monitor.idle_seconds, self._config.limits
-        if idle > limits.stall_seconds:
+        if idle > 2 * limits.stall_seconds:  # a stalled attempt ends after once that time, and its end counts as a move
             raise RunFailed(
-                f"nothing has moved for {idle:.0f} s (limits.stall_seconds): {self._at_work()} of "
-                f"{self._placement.actors} actors are ready, running {sorted(self._schedule.running())[:5]}; the "
-                f"cluster has {ray.cluster_resources().get('CPU', 0):.0f} CPUs and "
-                f"{ray.cluster_resources().get('GPU', 0):.0f} GPUs, an actor asks for {self._placement.cpus} and "
-                f"{self._placement.gpus:g}"
+                f"nothing has moved for {idle:.0f} s (limits.stall_seconds is {limits.stall_seconds:g}): "
+                f"{self._at_work()} of {self._placement.most} actors are ready; the cluster has "
+                f"{ray.cluster_resources().get('CPU', 0):.0f} CPUs and {ray.cluster_resources().get('GPU', 0):.0f} "
+                f"GPUs, an actor asks for {self._placement.cpus} and {self._placement.gpus:g}"
             )
         fraction = self._monitor.reject_fraction()
         if fraction is not None and fraction > limits.max_reject_fraction:
             self._stop.signals = max(self._stop.signals, 1)
 
+    def _end_stalled(self) -> None:
+        """End the actors of attempts that no longer move: a thread cannot be ended alone."""
+        for assignment, why in self._schedule.stalled(time.monotonic()):
+            if assignment.actor in self._actors:  # else it was ended for another of its shards
+                self._dismiss(assignment.actor, f"{self._shards[assignment.shard].url}: {why}", assignment.shard)
+
     def _recruit(self) -> None:
-        """Keep as many actors as the placement says, and no more than there are shards to do."""
-        open_shards = self._schedule.count(State.WAITING) + self._schedule.count(State.RUNNING)
-        for _ in range(min(self._placement.actors, max(1, open_shards)) - len(self._actors)):
+        """Ask for as many actors as may be, while shards wait; those that find no place yet join when there is one."""
+        waiting, running = self._schedule.count(State.WAITING), self._schedule.count(State.RUNNING)
+        if not waiting and self._actors:
+            return
+        for _ in range(min(self._placement.most, max(1, waiting + running)) - len(self._actors)):
             remote = ray.remote(RemoteWorker).options(
                 num_cpus=self._placement.cpus,
                 num_gpus=self._placement.gpus,
                 max_restarts=0,  # an actor that died is replaced here, where its shards are known
-                max_concurrency=self._config.cluster.shards_in_flight + 2,  # the shards, and a pulse beside them
+                max_concurrency=self._config.cluster.shards_in_flight + 3,  # the shards, pulse and cancel beside them
             )
             name = next(self._names)
             handle = remote.remote(self._config, self._placement.cpus, self._placement.device)
@@ -212,24 +223,27 @@ class _Run:
         if self._job is None:
             self._calibrate()
             return
-        for name, actor in self._actors.items():
+        for name, actor in list(self._actors.items()):
             if actor.phase is _Phase.LOADED:
                 actor.phase = _Phase.STARTING
                 self._call(name, "start", self._job["fingerprint"], self._batch_size)
             elif actor.phase is _Phase.READY:
                 self._supply(name, actor)
+                self._release(name, actor)
 
     def _calibrate(self) -> None:
         loaded = [name for name, actor in self._actors.items() if actor.phase is _Phase.LOADED]
         if self._measuring is None and loaded:
-            if not self._pending:
+            first = self._spoilt * CALIBRATION_SHARDS  # a shard that killed the calibration is not tried again
+            shards = self._pending[first : first + CALIBRATION_SHARDS]
+            if not shards:
                 self._claim(None)
                 return
             self._measuring = loaded[0]
             there = self._output.job()
             fixed = self._config.model.batch_size
             size = fixed if fixed != "auto" else ((there or {}).get("batch_size") or None)
-            self._call(loaded[0], "measure", self._pending[:CALIBRATION_SHARDS], size)
+            self._call(loaded[0], "measure", shards, size)
 
     def _supply(self, name: str, actor: _Actor) -> None:
         while actor.running < self._config.cluster.shards_in_flight:
@@ -238,10 +252,19 @@ class _Run:
                 break
             actor.running += 1
             self._monitor.begun()
-            self._call(name, "tokenize", self._shards[assignment.shard], assignment=assignment)
+            shard = self._shards[assignment.shard]
+            self._call(name, "tokenize", shard, assignment.attempt, assignment.careful, assignment=assignment)
         if time.monotonic() >= actor.pulse_due:
             actor.pulse_due = float("inf")  # until it answers
             self._call(name, "pulse")
+
+    def _release(self, name: str, actor: _Actor) -> None:
+        """Give back the place of an actor that has had nothing to do for a while, as the queue is empty."""
+        now = time.monotonic()
+        if actor.running or self._schedule.count(State.WAITING):
+            actor.idle_since = now
+        elif now - actor.idle_since > RELEASE_SECONDS and len(self._actors) > 1:
+            ray.kill(self._actors.pop(name).handle)
 
     def _call(self, name: str, method: str, *arguments: Any, assignment: Assignment | None = None) -> None:
         ref = self._actors[name].handle.call.remote(method, *arguments)
@@ -276,9 +299,13 @@ class _Run:
             self._claim(answer)
         elif call.method == "start":
             self._actors[call.actor].phase = _Phase.READY
-        elif isinstance(answer, Reading):
-            self._actors[call.actor].pulse_due = time.monotonic() + PULSE_SECONDS
-            self._monitor.reading(call.actor, answer)
+            self._actors[call.actor].idle_since = time.monotonic()
+        elif isinstance(answer, Pulse):
+            now = time.monotonic()
+            self._actors[call.actor].pulse_due = now + PULSE_SECONDS
+            self._monitor.reading(call.actor, answer.reading)
+            for shard, attempt, moved in answer.moved:
+                self._schedule.progress(shard, attempt, moved, now)
         elif call.assignment is not None:
             self._actors[call.actor].running -= 1
             self._tokenized(call.assignment, answer)
@@ -310,7 +337,8 @@ class _Run:
             )
         self._monitor.calibration = calibration
         self._job = self._output.claim(job_document(self._config, self._identity, calibration))
-        self._batch_size = calibration.batch_size if calibration else 1
+        given = self._config.model.batch_size
+        self._batch_size = calibration.batch_size if calibration else (given if given != "auto" else SAFE_BATCH)
         merged = self._output.extend_manifest(self._given)
         self._shards = {shard.id: shard for shard in merged}
         if self._pending:
@@ -319,31 +347,42 @@ class _Run:
     def _tokenized(self, assignment: Assignment, answer: ShardReport | Failure) -> None:
         shard = self._shards[assignment.shard]
         if isinstance(answer, ShardReport):
-            if self._schedule.done(assignment.shard, assignment.attempt):
+            losers = self._schedule.done(assignment.shard, assignment.attempt, time.monotonic())
+            if losers is not None:
                 self._monitor.committed(answer)
+            for loser in losers or ():
+                if loser.actor in self._actors:
+                    self._call(loser.actor, "cancel", loser.shard, loser.attempt)
             return
         if answer.kind is Kind.FATAL:
             raise UsageError(answer.message)
         self._monitor.touch()
-        self._schedule.failed(assignment.shard, assignment.attempt, answer, time.monotonic())
+        if not self._schedule.failed(assignment.shard, assignment.attempt, answer, time.monotonic()):
+            return
         given_up = self._schedule.state(assignment.shard) is State.QUARANTINED
         what = "quarantined" if given_up else "will be tried again"
         self._progress.note(f"{shard.url}: attempt {assignment.attempt} failed, {what}: {answer.message}")
 
     def _lost(self, name: str, error: RayActorError) -> None:
-        actor = self._actors.pop(name)
-        ray.kill(actor.handle)  # it may only have become unreachable; its place is taken by another
-        self._measuring = None if self._measuring == name else self._measuring
+        """An actor died, or cannot be reached any more."""
+        actor = self._actors[name]
+        if self._measuring == name:
+            self._measuring = None
+            self._spoilt += 1
         if actor.phase is _Phase.LOADING:
             self._stillborn += 1
             if self._stillborn >= MAX_STILLBORN:
                 raise RunFailed(f"{self._stillborn} actors in a row died while loading the model: {error}") from error
+        self._dismiss(name, f"its process died while the shard was in flight: {error}", blame=not _node_lost(error))
+
+    def _dismiss(self, name: str, message: str, stalled: str | None = None, *, blame: bool = True) -> None:
+        """Take an actor off the list; its shards go back to the queue."""
         self._monitor.touch()
-        shards = self._schedule.lost(
-            name, f"the actor's process died while the shard was in flight: {error}", time.monotonic()
-        )
+        ray.kill(self._actors.pop(name).handle)  # it may only have become unreachable
+        shards = self._schedule.lost(name, message, time.monotonic(), stalled=stalled, blame=blame)
         names = ", ".join(self._shards[shard].url for shard in shards) or "none"
-        self._progress.note(f"{name} died and is replaced; its shards go back to the queue: {names}")
+        what = f"was ended ({message})" if stalled else "died"
+        self._progress.note(f"{name} {what} and is replaced; its shards go back to the queue: {names}")
 
     # --- the end ---
 
@@ -354,3 +393,8 @@ class _Run:
         summary = self._output.summary() or {}
         message = "stopped before the first shard; run the same command again"
         return Result(ExitCode.STOPPED, message, summary, self._monitor.rates(0), seconds)
+
+
+def _node_lost(error: RayActorError) -> bool:
+    """Whether the actor went down with its node: then no shard of it is under suspicion."""
+    return bool(getattr(error, "preempted", False)) or "node has died" in str(error)

@@ -246,8 +246,9 @@ def _padded(images: Images, size: int) -> Images:
 
 def _arithmetic(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     if device.type == "cuda":
-        allowed = precision is not Precision.EXACT
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+        arithmetic = "ieee" if precision is Precision.EXACT else "tf32"
+        torch.backends.cuda.matmul.fp32_precision = arithmetic
+        torch.backends.cudnn.conv.fp32_precision = arithmetic  # type: ignore[attr-defined]
     if precision in (Precision.BF16, Precision.FP16):
         return torch.autocast(device.type, torch.bfloat16 if precision is Precision.BF16 else torch.float16)
     return nullcontext()

@@ -8,6 +8,7 @@
     ├── ShardError              this shard is bad: charge the attempt, retry, at last quarantine (`reason`)
     ├── StorageError            transport failed: not the shard's fault, retry without blame
     │   └── NotFound              the object does not exist (the caller knows whether that is an error)
+    ├── Cancelled               this attempt is no longer wanted: drop it
     ├── AlreadyExists           a create-if-absent met an object: somebody committed first
     └── RunFailed               stop, exit 1: the run cannot go on
 
@@ -83,6 +84,10 @@ class NotFound(StorageError):
 
 class AlreadyExists(TokenmillError):
     """A create-if-absent found the name taken."""
+
+
+class Cancelled(TokenmillError):
+    """The attempt was told to stop, because another one committed the shard."""
 
 
 class RunFailed(TokenmillError):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pipeline.commit import Outcome
 from pipeline.encoding import Precision
+from pipeline.meter import Reading
 from pipeline.tokens.schema import Counts, TokenSpec
 
 
@@ -50,6 +51,19 @@ class Calibration:
     def model_rate(self) -> float:
         """Images/s of the model alone at the chosen batch size."""
         return self.rates[self.batch_size]
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """A sign of life.
+
+    Attributes:
+        reading: what the actor has done so far.
+        moved: (shard id, attempt, count that grows while it moves) of every attempt.
+    """
+
+    reading: Reading
+    moved: list[tuple[str, int, int]]
 
 
 @dataclass(frozen=True, slots=True)

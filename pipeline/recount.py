@@ -275,7 +275,7 @@ def _keys(read: Callable[[int], bytes]) -> Iterator[str]:
         archive.members.clear()  # type: ignore[attr-defined]  # else it keeps every member it has seen
         key = _key(member.name) if member.isreg() else None
         if key is not None and key != last:
-            yield key.encode(errors="surrogateescape").decode(errors="replace")
+            yield key.encode(errors="surrogateescape").decode(errors="backslashreplace")
             last = key
     rest = iter(lambda: source.read(CHUNK_BYTES), b"")
     if any(chunk.strip(b"\0") for chunk in itertools.chain([source.last], rest)):

@@ -1,21 +1,28 @@
 """Who does which shard when, and what a failure costs: a pure state machine, without clock, threads or Ray.
 
-The driver tells it what happened (`done`, `failed`, `lost`) and asks what to do (`next`). Every report names its
-attempt; a report of an attempt that is no longer the shard's current one is stale and changes nothing.
+The driver tells it what happened (`done`, `failed`, `lost`, `progress`) and asks what to do (`next`, `stalled`). Every
+report names its attempt; a report of an attempt that is no longer running is stale and changes nothing.
 
     waiting -> running -> done
        ^          |
-       |          +-> (failed or lost) -> waiting, later -> ... -> quarantined
+       |          +-> (all attempts failed or lost) -> waiting, later -> ... -> quarantined
 
 Failures are of three kinds. TASK: this shard is bad, so its own budget is charged. INFRA: the store, a node or an actor
 failed, which costs the shard nothing until a second, larger budget is spent. FATAL: the whole run must stop.
 
 An actor that dies takes all its shards in flight with it, and which of them killed it is unknown. They become
-*suspects*: each is tried again alone on an actor, so that the next death has one culprit.
+*suspects*: each is tried again alone on an actor, so that the next death has one culprit. A shard that killed or hung
+alone is tried *carefully* from then on: its samples are decoded one by one in a child process, so that the poison is
+found by name.
+
+At the tail, an idle actor takes a second attempt at a shard that runs far longer than shards of its size did. That is
+safe because the first commit wins; the loser is told to stop.
 """
 
 import heapq
 import random
+import statistics
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -24,13 +31,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import ShardFault
 
+PACES_KEPT = 200  # finished shards whose pace says what is slow
+MIN_PACES = 3  # with fewer nobody knows what is slow
+
 
 class LimitsConfig(BaseModel):
     """When to try again, when to give up, when to stop."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_attempts: int = Field(3, ge=1, description="attempts at a shard before it is quarantined")
+    max_attempts: int = Field(3, ge=1, description="failed attempts at a shard before it is quarantined")
     max_infra_failures: int = Field(20, ge=1, description="failures of store, node or actor that a shard may meet")
     backoff_seconds: float = Field(
         1.0, ge=0, description="pause before the second attempt; doubles each time (seconds)"
@@ -40,7 +50,17 @@ class LimitsConfig(BaseModel):
         0.1, ge=0, le=1, description="stop when more of the samples than this are rejected (fraction)"
     )
     stall_seconds: float = Field(
-        300.0, gt=0, description="no sample finished anywhere for so long is an error (seconds)"
+        300.0, gt=0, description="an attempt that moves no byte and no sample for so long has failed (seconds)"
+    )
+    shard_seconds: float | None = Field(None, gt=0, description="longest time for one attempt; null is none (seconds)")
+    sample_seconds: float = Field(
+        60.0, gt=0, description="in careful attempts: a sample that decodes longer is rejected as crashed (seconds)"
+    )
+    sample_bytes: int = Field(
+        4 << 30, gt=0, description="in careful attempts: memory of the process that decodes a sample (bytes)"
+    )
+    speculate_factor: float = Field(
+        2.0, ge=0, description="idle actors repeat shards that take so many times the usual pace; 0 is never"
     )
     drain_seconds: float = Field(
         60.0, ge=0, description="after Ctrl-C or SIGTERM, how long running shards may take to finish (seconds)"
@@ -75,20 +95,30 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One attempt at one shard on one actor."""
+    """One attempt at one shard on one actor; `careful` isolates every sample's decoding."""
 
     shard: str
     attempt: int
     actor: str
+    careful: bool = False
+
+
+@dataclass(slots=True)
+class _Running:
+    actor: str
+    started: float
+    moved: float
+    progress: int = 0
 
 
 @dataclass(slots=True)
 class _Entry:
     size: int
     state: State = State.WAITING
-    attempt: int = 0
-    actor: str | None = None
+    attempts: int = 0
+    running: dict[int, _Running] = field(default_factory=dict)
     suspect: bool = False
+    careful: bool = False
     task_failures: int = 0
     infra_failures: int = 0
     last: Failure | None = None
@@ -116,8 +146,9 @@ class Schedule:
         self._ready = [(-entry.size, shard) for shard, entry in self._entries.items()]
         heapq.heapify(self._ready)
         self._later: list[tuple[float, str]] = []
-        self._suspects: list[str] = []
+        self._suspects: deque[str] = deque()
         self._actors: dict[str, _Load] = {}
+        self._paces: deque[float] = deque(maxlen=PACES_KEPT)  # seconds per byte
         self._tally = dict.fromkeys(State, 0) | {State.WAITING: len(self._entries)}
 
     # --- what the driver asks ---
@@ -136,12 +167,28 @@ class Schedule:
         if self._suspects:
             if not load.shards:
                 load.isolated = True
-                return self._assign(self._suspects.pop(0), actor)
+                return self._assign(self._suspects.popleft(), actor, now)
             if not any(other.isolated for other in self._actors.values()):
                 return None  # this actor empties itself, to take a suspect alone
-        if not self._ready:
-            return None
-        return self._assign(heapq.heappop(self._ready)[1], actor)
+        if self._ready:
+            return self._assign(heapq.heappop(self._ready)[1], actor, now)
+        slow = self._slowest(actor, now)
+        return self._assign(slow, actor, now) if slow else None
+
+    def stalled(self, now: float) -> list[tuple[Assignment, str]]:
+        """The attempts that stopped moving, or run beyond their deadline, each with what is wrong in words."""
+        found = []
+        for shard, entry in self._running_entries():
+            for attempt, one in entry.running.items():
+                idle, lasted, longest = now - one.moved, now - one.started, self._limits.shard_seconds
+                if idle > self._limits.stall_seconds:
+                    why = f"no byte and no sample moved for {idle:.0f} s (limits.stall_seconds)"
+                elif longest is not None and lasted > longest:
+                    why = f"not done after {lasted:.0f} s (limits.shard_seconds)"
+                else:
+                    continue
+                found.append((Assignment(shard, attempt, one.actor, entry.careful), why))
+        return found
 
     def state(self, shard: str) -> State:
         """Where a shard is."""
@@ -164,83 +211,136 @@ class Schedule:
             if entry.state is State.QUARANTINED and entry.last is not None
         }
 
-    def running(self) -> dict[str, tuple[int, str]]:
-        """The running shards: id -> (attempt, actor)."""
+    def running(self) -> dict[str, dict[int, str]]:
+        """The running shards: id -> {attempt: actor}."""
         return {
-            shard: (self._entries[shard].attempt, actor)
-            for actor, load in self._actors.items()
-            for shard in load.shards
+            shard: {attempt: one.actor for attempt, one in entry.running.items()}
+            for shard, entry in self._running_entries()
         }
 
     # --- what the driver tells ---
 
-    def done(self, shard: str, attempt: int) -> bool:
-        """An attempt committed (or found the shard committed). False if the report is stale."""
+    def progress(self, shard: str, attempt: int, moved: int, now: float) -> None:
+        """An attempt's count of bytes and samples; only a change is a sign of life."""
+        one = self._entries[shard].running.get(attempt)
+        if one is not None and moved != one.progress:
+            one.progress, one.moved = moved, now
+
+    def done(self, shard: str, attempt: int, now: float) -> list[Assignment] | None:
+        """An attempt committed (or found the shard committed).
+
+        Returns:
+            Other attempts at the shard, which should stop now; None if the report is stale.
+        """
         entry = self._entries[shard]
-        if not self._current(entry, attempt):
-            return False
-        self._release(shard)
+        if attempt not in entry.running:
+            return None
+        self._paces.append((now - entry.running[attempt].started) / max(1, entry.size))
+        self._release(shard, attempt)
+        losers = [Assignment(shard, other, one.actor) for other, one in entry.running.items()]
+        for loser in losers:
+            self._release(shard, loser.attempt)
         self._move(entry, State.DONE)
-        return True
+        return losers
 
     def failed(self, shard: str, attempt: int, failure: Failure, now: float) -> bool:
         """An attempt failed: retry later, or quarantine. False if the report is stale."""
         entry = self._entries[shard]
-        if not self._current(entry, attempt):
+        if attempt not in entry.running:
             return False
-        self._release(shard)
+        self._release(shard, attempt)
         entry.last = failure
         if failure.kind is Kind.INFRA:
             entry.infra_failures += 1
         else:
             entry.task_failures += 1
-        if entry.task_failures >= self._limits.max_attempts or entry.infra_failures >= self._limits.max_infra_failures:
+        if entry.running:
+            return True  # another attempt goes on
+        spent = entry.task_failures >= self._limits.max_attempts
+        if failure.reason in (ShardFault.CRASHED, ShardFault.STALLED) and not entry.careful:
+            entry.careful, spent = True, False  # it may have one poison sample: look before giving it up
+        if spent or entry.infra_failures >= self._limits.max_infra_failures:
             self._move(entry, State.QUARANTINED)
             return True
         self._move(entry, State.WAITING)
         heapq.heappush(self._later, (now + self._pause(entry), shard))
         return True
 
-    def lost(self, actor: str, message: str, now: float) -> list[str]:
-        """An actor died or vanished. Its shards wait again; a shard that was alone on it is charged with the death."""
-        load = self._actors.pop(actor, _Load())
+    def lost(
+        self, actor: str, message: str, now: float, *, stalled: str | None = None, blame: bool = True
+    ) -> list[str]:
+        """An actor died, vanished or was ended. Its shards wait again; returns them.
+
+        Args:
+            actor: its name.
+            message: what happened, for the user.
+            now: seconds.
+            stalled: the shard for whose sake the actor was ended; it alone is charged.
+            blame: False if the shards cannot have caused it (the node was preempted).
+        """
+        load = self._actors.get(actor, _Load())
         shards = sorted(load.shards)
         for shard in shards:
             entry = self._entries[shard]
-            if load.isolated:
-                failure = Failure(Kind.TASK, ShardFault.CRASHED.value, message)
-                self._actors[actor] = load  # so that `failed` can release it
-                self.failed(shard, entry.attempt, failure, now)
-                del self._actors[actor]
+            attempt = next(number for number, one in entry.running.items() if one.actor == actor)
+            if shard == stalled:
+                entry.suspect = True
+                self.failed(shard, attempt, Failure(Kind.TASK, ShardFault.STALLED.value, message), now)
+            elif load.isolated and blame:
+                entry.suspect = True
+                self.failed(shard, attempt, Failure(Kind.TASK, ShardFault.CRASHED.value, message), now)
             else:
-                entry.infra_failures += 1
-                entry.last = Failure(Kind.INFRA, "actor_lost", message)
-                entry.actor = None
-                self._move(entry, State.WAITING)
-                self._suspects.append(shard)
-            entry.suspect = True
+                self._put_back(shard, attempt, message, suspect=blame and stalled is None)
+        self._actors.pop(actor, None)
         return shards
 
     # --- inside ---
 
-    def _assign(self, shard: str, actor: str) -> Assignment:
+    def _put_back(self, shard: str, attempt: int, message: str, *, suspect: bool) -> None:
+        """An attempt ended through no proven fault of the shard: it waits again, at once."""
         entry = self._entries[shard]
-        entry.attempt += 1
-        entry.actor = actor
-        self._actors[actor].shards.add(shard)
-        self._move(entry, State.RUNNING)
-        return Assignment(shard, entry.attempt, actor)
+        del entry.running[attempt]
+        entry.last = Failure(Kind.INFRA, "actor_lost", message)
+        entry.suspect |= suspect
+        if entry.running:
+            return
+        self._move(entry, State.WAITING)
+        if entry.suspect:
+            self._suspects.append(shard)
+        else:
+            heapq.heappush(self._ready, (-entry.size, shard))
 
-    def _release(self, shard: str) -> None:
+    def _assign(self, shard: str, actor: str, now: float) -> Assignment:
         entry = self._entries[shard]
-        assert entry.actor is not None
-        load = self._actors[entry.actor]
+        entry.attempts += 1
+        entry.running[entry.attempts] = _Running(actor, now, now)
+        self._actors[actor].shards.add(shard)
+        if entry.state is not State.RUNNING:
+            self._move(entry, State.RUNNING)
+        return Assignment(shard, entry.attempts, actor, entry.careful)
+
+    def _release(self, shard: str, attempt: int) -> None:
+        one = self._entries[shard].running.pop(attempt)
+        load = self._actors[one.actor]
         load.shards.discard(shard)
         load.isolated = False
-        entry.actor = None
 
-    def _current(self, entry: _Entry, attempt: int) -> bool:
-        return entry.state is State.RUNNING and entry.attempt == attempt
+    def _slowest(self, actor: str, now: float) -> str | None:
+        """The shard most overdue for its size that runs once, elsewhere, in company; None if none is overdue."""
+        if not self._limits.speculate_factor or len(self._paces) < MIN_PACES:
+            return None
+        usual = statistics.median(self._paces) * self._limits.speculate_factor
+        overdue: list[tuple[float, str]] = []
+        for shard, entry in self._running_entries():
+            one = next(iter(entry.running.values()))
+            if len(entry.running) == 1 and one.actor != actor and not entry.suspect:
+                overdue.append(((now - one.started) / max(1, entry.size), shard))
+        pace, shard = max(overdue, default=(0.0, ""))
+        return shard if pace > usual else None
+
+    def _running_entries(self) -> list[tuple[str, _Entry]]:
+        shards = dict.fromkeys(shard for load in self._actors.values() for shard in sorted(load.shards))
+        return [(shard, self._entries[shard]) for shard in shards]
 
     def _move(self, entry: _Entry, state: State) -> None:
         self._tally[entry.state] -= 1

@@ -6,8 +6,9 @@ Everything is bounded: read-ahead by the storage, samples in decoding by `DECODE
 `BATCHES_IN_FLIGHT`, rows by the row group. Runs without Ray, on a CPU, in a test.
 """
 
+import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +18,14 @@ import numpy as np
 
 from pipeline.commit import commit
 from pipeline.engine import Encoding, Engine, Images
-from pipeline.errors import Reject
-from pipeline.images import ImageConfig, Prepared, View, find_image, prepare
+from pipeline.errors import Cancelled, Reject
+from pipeline.images import ImageConfig, Prepared, View
 from pipeline.messages import ShardReport
 from pipeline.meter import Meter, Part
 from pipeline.prefetch import ordered_map
 from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import Sample, TarReader
-from pipeline.storage import Storage
+from pipeline.storage import ByteStream, Storage
 from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter, RejectedSample, Row
 from pipeline.tokens.writer import OutputConfig, PartWriter
 from pipeline.urls import join
@@ -45,7 +46,31 @@ class Line:
     columns: ColumnsConfig
     output: OutputConfig
     fingerprint: str
+    decode: Callable[[Mapping[str, bytes]], Prepared | Reject]
     scratch: Path | None = None
+
+
+class Attempt:
+    """One try at a shard, seen from outside: whether it moves, and how to stop it.
+
+    Attributes:
+        moved: grows with every read, sample and batch; only its change means anything.
+        stop: set it, and the attempt ends at its next step.
+    """
+
+    def __init__(self) -> None:
+        self.moved = 0
+        self.stop = threading.Event()
+
+    def step(self) -> None:
+        """Something moved.
+
+        Raises:
+            Cancelled: the attempt is no longer wanted.
+        """
+        self.moved += 1
+        if self.stop.is_set():
+            raise Cancelled("another attempt committed this shard")
 
 
 @dataclass(slots=True)
@@ -61,20 +86,27 @@ class _Accounts:
         return Counts(self.samples, self.samples - len(self.rejects), self.rows, len(self.rejects))
 
 
-def tokenize_shard(shard: Shard, line: Line) -> ShardReport:
+def tokenize_shard(shard: Shard, line: Line, attempt: Attempt | None = None) -> ShardReport:
     """Tokenize one shard and publish its part.
 
+    Args:
+        shard: what to tokenize.
+        line: what to do it with.
+        attempt: to watch and stop this try from another thread.
+
     Raises:
+        Cancelled: `attempt.stop` was set; nothing was published.
         ShardError: the shard as a whole is bad; nothing was published.
         StorageError: the store failed; whether the part was published is unknown.
         FingerprintMismatch: the part exists already with tokens of another configuration.
     """
-    accounts = _Accounts()
+    accounts, attempt = _Accounts(), attempt or Attempt()
     with TemporaryDirectory(prefix="tokenmill-", dir=line.scratch) as folder:
         path = Path(folder, f"{shard.id}.parquet")
         with PartWriter(path, line.engine.spec, line.columns, shard.url, line.output) as writer:
-            for rows, encoding in _encoded(_views(shard, line, accounts), line.engine):
+            for rows, encoding in _encoded(_views(shard, line, accounts, attempt), line.engine):
                 tokens = encoding.result().indices()
+                attempt.step()
                 with line.meter.busy(Part.WRITE):
                     writer.add(rows, tokens)
                 accounts.rows += len(rows)
@@ -97,11 +129,22 @@ def tokenize_shard(shard: Shard, line: Line) -> ShardReport:
     return ShardReport(footer.counts, dict(reasons), outcome, size)
 
 
-def _views(shard: Shard, line: Line, accounts: _Accounts) -> Iterator[tuple[Row, View]]:
+class _Watched:
+    """A stream whose every read is a sign of life."""
+
+    def __init__(self, stream: ByteStream, attempt: Attempt) -> None:
+        self._stream, self._attempt = stream, attempt
+
+    def read(self, size: int, /) -> bytes:
+        self._attempt.step()
+        return self._stream.read(size)
+
+
+def _views(shard: Shard, line: Line, accounts: _Accounts, attempt: Attempt) -> Iterator[tuple[Row, View]]:
     """Every view of every good sample, in tar order; bad samples go to the accounts."""
     blob = shard.blob()
     with line.storage.stream(blob) as stream:
-        reader = TarReader(stream, url=shard.url, size=blob.size)
+        reader = TarReader(_Watched(stream, attempt), url=shard.url, size=blob.size)
         work = ordered_map(
             line.decoders,
             lambda sample: _prepare(sample, line),
@@ -110,6 +153,7 @@ def _views(shard: Shard, line: Line, accounts: _Accounts) -> Iterator[tuple[Row,
             budget=DECODE_BUDGET,
         )
         for sample, prepared in work:
+            attempt.step()
             accounts.samples += 1
             line.meter.count(samples=1, rejects=isinstance(prepared, Reject))
             if isinstance(prepared, Reject):
@@ -135,8 +179,7 @@ def _fetched(reader: TarReader, meter: Meter) -> Iterator[Sample]:
 
 def _prepare(sample: Sample, line: Line) -> Prepared | Reject:
     with line.meter.busy(Part.DECODE):
-        data = find_image(sample.members)
-        return data if isinstance(data, Reject) else prepare(data, line.image)
+        return line.decode(sample.members)
 
 
 def _weight(sample: Sample, image: ImageConfig) -> int:

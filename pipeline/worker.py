@@ -9,6 +9,9 @@ import sys
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -16,16 +19,18 @@ import torch
 
 from pipeline.config import JobConfig
 from pipeline.engine import CPU_IMAGES, Engine, Images, agreement, sweep
-from pipeline.errors import ModelError, Reject, ShardError, ShardFault, StorageError, UsageError
+from pipeline.errors import Cancelled, ModelError, Reject, ShardError, ShardFault, StorageError, UsageError
 from pipeline.images import configure_pillow, find_image, prepare
-from pipeline.messages import Calibration, Identity, ShardReport
-from pipeline.meter import Meter, Reading
+from pipeline.isolation import IsolatedDecoder, prepare_sample
+from pipeline.messages import Calibration, Identity, Pulse, ShardReport
+from pipeline.meter import Meter
 from pipeline.model import VQModel, weights_hash
 from pipeline.schedule import Failure, Kind
 from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import TarReader
 from pipeline.storage import Storage
-from pipeline.tokenize_shard import Line, tokenize_shard
+from pipeline.tokenize_shard import Attempt, Line, tokenize_shard
+from pipeline.tokens.writer import PartDamaged
 
 CALIBRATION_IMAGES = 32
 SWITCH_SECONDS = 5e-5  # at Python's default of 5 ms a busy thread cuts the decode threads to a quarter of their speed
@@ -52,6 +57,7 @@ class Worker:
         self._decoders = ThreadPoolExecutor(cpus, thread_name_prefix="decode")
         self._engine: Engine | None = None
         self._line: Line | None = None
+        self._attempts: dict[tuple[str, int], Attempt] = {}
 
     def load(self) -> Identity:
         """Put the model onto the device.
@@ -97,9 +103,8 @@ class Worker:
 
     def start(self, fingerprint: str, batch_size: int) -> int:
         """Get ready for shards; returns the process id."""
-        engine = self._loaded()
+        engine, job = self._loaded(), self._job
         engine.set_batch_size(batch_size)
-        job = self._job
         self._line = Line(
             storage=self._storage,
             engine=engine,
@@ -109,29 +114,41 @@ class Worker:
             columns=job.columns,
             output=job.output,
             fingerprint=fingerprint,
+            decode=partial(prepare_sample, image=job.image),
         )
         return os.getpid()
 
-    def tokenize(self, shard: Shard) -> ShardReport | Failure:
-        """One attempt at one shard."""
-        assert self._line is not None, "start() comes first"
-        try:
-            return tokenize_shard(shard, self._line)
-        except ShardError as error:
-            return Failure(Kind.TASK, error.reason.value, str(error))
-        except StorageError as error:
-            return Failure(Kind.INFRA, "storage", str(error))
-        except UsageError as error:
-            return Failure(Kind.FATAL, type(error).__name__, str(error))
-        except Exception as error:  # noqa: BLE001 - a bug must cost one shard, with its traceback, not the run
-            where = traceback.format_exc(limit=-3)
-            return Failure(
-                Kind.TASK, ShardFault.INTERNAL.value, f"{shard.url}: {type(error).__name__}: {error}\n{where}"
-            )
+    def tokenize(self, shard: Shard, number: int, careful: bool) -> ShardReport | Failure:
+        """One attempt at one shard.
 
-    def pulse(self) -> Reading:
-        """What this actor has done so far."""
-        return self._meter.read()
+        Args:
+            shard: what to tokenize.
+            number: of the attempt, for `pulse` and `cancel`.
+            careful: decode every sample in a child process, because this shard took processes with it.
+        """
+        assert self._line is not None, "start() comes first"
+        attempt = self._attempts[shard.id, number] = Attempt()
+        try:
+            if not careful:
+                return tokenize_shard(shard, self._line, attempt)
+            limits = self._job.limits
+            with closing(IsolatedDecoder(self._job.image, limits.sample_seconds, limits.sample_bytes)) as decode:
+                return tokenize_shard(shard, replace(self._line, decode=decode), attempt)
+        except Exception as error:  # noqa: BLE001 - whose fault it is, the driver decides from the value
+            return _failure(shard, error)
+        finally:
+            del self._attempts[shard.id, number]
+
+    def cancel(self, shard: str, number: int) -> None:
+        """Stop an attempt that is no longer wanted; nothing happens if it has ended."""
+        attempt = self._attempts.get((shard, number))
+        if attempt is not None:
+            attempt.stop.set()
+
+    def pulse(self) -> Pulse:
+        """What this actor has done so far, and how far each attempt has moved."""
+        moved = [(shard, number, attempt.moved) for (shard, number), attempt in list(self._attempts.items())]
+        return Pulse(self._meter.read(), moved)
 
     def _loaded(self) -> Engine:
         assert self._engine is not None, "load() comes first"
@@ -155,3 +172,25 @@ class Worker:
             if images:
                 return np.stack(images), rate
         return np.empty((0, self._job.image.size, self._job.image.size, 3), np.uint8), 0.0
+
+
+_FAULTS: tuple[tuple[type[Exception], Kind, str], ...] = (
+    (Cancelled, Kind.INFRA, "cancelled"),
+    (StorageError, Kind.INFRA, "storage"),
+    (UsageError, Kind.FATAL, "usage"),
+    (PartDamaged, Kind.INFRA, "local_disk"),
+    (OSError, Kind.INFRA, "local_disk"),  # the store's are StorageErrors: this is the scratch folder, full or broken
+    (MemoryError, Kind.INFRA, "memory"),
+    (torch.OutOfMemoryError, Kind.INFRA, "memory"),
+)
+
+
+def _failure(shard: Shard, error: Exception) -> Failure:
+    """Whose fault an exception is."""
+    if isinstance(error, ShardError):
+        return Failure(Kind.TASK, error.reason.value, str(error))
+    for fault, kind, reason in _FAULTS:
+        if isinstance(error, fault):
+            return Failure(kind, reason, f"{shard.url}: {error or type(error).__name__}")
+    where = "".join(traceback.format_exception(error, limit=-3))
+    return Failure(Kind.TASK, ShardFault.INTERNAL.value, f"{shard.url}: {type(error).__name__}: {error}\n{where}")

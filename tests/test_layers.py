@@ -24,6 +24,7 @@ FLOORS: dict[str, int] = {
     "pipeline.commit": 2,
     "pipeline.messages": 3,
     "pipeline.prefetch": 3,
+    "pipeline.isolation": 3,
     "pipeline.engine": 3,
     "pipeline.tokenize_shard": 3,
     "pipeline.output": 3,

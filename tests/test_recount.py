@@ -72,7 +72,7 @@ def test_keys_as_webdataset_groups_them(keys_of: Callable[[bytes], list[str]], n
 
 
 def test_names_that_are_not_utf8(keys_of: Callable[[bytes], list[str]]) -> None:
-    assert keys_of(tar(["a\udcff.jpg"], tarfile.GNU_FORMAT)) == ["a\ufffd"]
+    assert keys_of(tar(["a\udcff.jpg"], tarfile.GNU_FORMAT)) == ["a\\xff"]
 
 
 def test_links_and_folders_are_no_members(keys_of: Callable[[bytes], list[str]]) -> None:

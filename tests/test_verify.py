@@ -1,164 +1,54 @@
 """Real parts, damaged in every way: `verify` must name each damage, and nothing else."""
 
 import ast
-import base64
-import io
 import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from PIL import Image
 
 import pipeline.verify
-from pipeline.engine import Engine
-from pipeline.errors import UsageError
-from pipeline.images import ImageConfig
-from pipeline.meter import Meter
-from pipeline.model import VQModel
+from pipeline.errors import StorageError, UsageError
 from pipeline.shards.manifest import freeze, from_parquet, to_parquet
-from pipeline.storage import Storage
-from pipeline.tokenize_shard import Line, tokenize_shard
-from pipeline.tokens.schema import ColumnsConfig
-from pipeline.tokens.writer import OutputConfig
+from pipeline.storage import Blob, ByteStream, Storage
 from pipeline.verify import FindingKind, Verification, verify
+from tests.support.finished_run import JUNK, Change, Draft, FinishedRun, members_of_a, write_tar
 
-JUNK = b"<html>not an image</html>"
-FINGERPRINT = "f" * 64
-CODES = 32
-MODEL: dict[str, Any] = {
-    "block_out_channels": (8, 8),
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "norm_num_groups": 4,
-    "latent_channels": 4,
-    "num_vq_embeddings": CODES,
-}
-
-
-@dataclass
-class Draft:
-    """A part taken apart, to be changed and written anew: without a footer if that is empty.
-
-    `rejects` go into the footer packed; if they are None, what the footer has stays.
-    """
-
-    rows: list[dict[str, Any]]
-    footer: dict[str, Any]
-    rejects: list[list[Any]] | None
-
-    def set(self, field: str, **values: Any) -> None:
-        """Change one object of the footer."""
-        self.footer[field] |= values
-
-    def metadata(self) -> dict[bytes, bytes]:
-        if self.footer and self.rejects is not None:
-            text = json.dumps(self.rejects).encode()
-            packed = base64.b64encode(pa.compress(text, "zstd", asbytes=True)).decode()
-            self.footer |= {"rejects": packed, "rejects_bytes": len(text)}
-        return {b"tokenmill": json.dumps(self.footer).encode()} if self.footer else {}
-
-
-Change = Callable[[Draft], object]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: shards `a` (samples a0..a5, a2 is a reject), `b` (gzip, 4 samples) and `c` (no samples)."""
-
-    shards: Path
-    output: Path
-
-    def source(self, name: str = "a.tar") -> Path:
-        return self.shards / name
-
-    def part(self, stem: str = "a") -> Path:
-        (path,) = (self.output / "tokens").glob(f"{stem}-*.parquet")
-        return path
-
-    def verify(self, **options: Any) -> Verification:
-        return verify(Storage(), str(self.output), threads=2, **options)
-
-    def kinds(self, **options: Any) -> list[FindingKind]:
-        return [finding.kind for finding in self.verify(**options).findings]
-
-    def edit(self, change: Change) -> None:
-        """Write the part of shard `a` anew, with page checksums."""
-        file = pq.ParquetFile(self.part())
-        footer = json.loads(file.metadata.metadata[b"tokenmill"])
-        packed = base64.b64decode(footer["rejects"])
-        rejects = pa.decompress(packed, footer["rejects_bytes"], "zstd", asbytes=True)
-        draft = Draft(file.read().to_pylist(), footer, json.loads(rejects))
-        change(draft)
-        table = pa.Table.from_pylist(draft.rows, file.schema_arrow.with_metadata(draft.metadata()))
-        pq.write_table(table, self.part(), write_page_checksum=True)
-
-
-def png(seed: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (20, 24, 3), np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-
-
-def members_of_a() -> list[tuple[str, bytes]]:
-    images = [JUNK if i == 2 else png(i) for i in range(6)]
-    return [member for i in range(6) for member in ((f"a{i}.png", images[i]), (f"a{i}.cls", b"7"))]
-
-
-def build(run: Run) -> None:
-    """Write the shards, tokenize them without Ray, describe the run."""
-    run.shards.mkdir()
-    write_tar(run.source("a.tar"), members_of_a())
-    write_tar(run.source("b.tar.gz"), [(f"folder/b{i}.png", png(9 + i)) for i in range(4)])
-    write_tar(run.source("c.tar"), [])
-    storage, output = Storage(), OutputConfig(url=str(run.output))
-    shards = freeze(storage, [str(run.shards)])
-    with torch.random.fork_rng(), ThreadPoolExecutor(1) as decoders:
-        torch.manual_seed(0)
-        engine = Engine(VQModel(**MODEL), image_size=16)
-        line = Line(storage, engine, decoders, Meter(), ImageConfig(size=16), ColumnsConfig(), output, FINGERPRINT)
-        for shard in shards:
-            tokenize_shard(shard, line)
-        engine.close()
-    (run.output / "manifest.parquet").write_bytes(to_parquet(shards))
-    (run.output / "job.json").write_text(json.dumps({"fingerprint": FINGERPRINT, "spec": asdict(engine.spec)}))
+Damage = Callable[[FinishedRun], object]
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A folder with a run, and a copy of it."""
+def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, Path]:
+    """A folder with a finished run, and a copy of it."""
     folder = tmp_path_factory.mktemp("verify")
     (folder / "now").mkdir()
-    build(Run(folder / "now" / "shards", folder / "now" / "output"))
+    FinishedRun(folder / "now" / "shards", folder / "now" / "output").build(tiny_model)
     shutil.copytree(folder / "now", folder / "copy")
     return folder / "now", folder / "copy"
 
 
 @pytest.fixture
-def run(built: tuple[Path, Path]) -> Run:
+def run(built: tuple[Path, Path]) -> FinishedRun:
     """The run as it was built: parts name their sources by path and time, so it is always the same folder."""
     now, copy = built
     shutil.rmtree(now)
     shutil.copytree(copy, now)
-    return Run(now / "shards", now / "output")
+    return FinishedRun(now / "shards", now / "output")
+
+
+def verified(run: FinishedRun, **options: Any) -> Verification:
+    return verify(Storage(), str(run.output), threads=2, **options)
+
+
+def kinds(run: FinishedRun, **options: Any) -> list[FindingKind]:
+    return [finding.kind for finding in verified(run, **options).findings]
 
 
 # --- a run without damage --------------------------------------------------------------------------------------------
@@ -168,8 +58,8 @@ def accounts(result: Verification) -> list[tuple[int | None, int, int]]:
     return [(account.samples, account.rows, account.rejects) for account in result.accounts]
 
 
-def test_clean_run(run: Run) -> None:
-    result = run.verify()
+def test_clean_run(run: FinishedRun) -> None:
+    result = verified(run)
     assert result.findings == []
     assert result.ok
     assert accounts(result) == [(6, 5, 1), (4, 4, 0), (0, 0, 0)]
@@ -179,28 +69,28 @@ def test_clean_run(run: Run) -> None:
     assert [f"{account.shard}.parquet" for account in result.accounts] == [run.part(stem).name for stem in "abc"]
 
 
-def test_clean_run_without_sources(run: Run) -> None:
+def test_clean_run_without_sources(run: FinishedRun) -> None:
     shutil.rmtree(run.shards)
-    result = run.verify(source=False)
+    result = verified(run, source=False)
     assert result.ok
     assert accounts(result) == [(None, 5, 1), (None, 4, 0), (None, 0, 0)]
 
 
-def test_clean_run_of_rejects_only(run: Run) -> None:
+def test_clean_run_of_rejects_only(run: FinishedRun) -> None:
     def reject_all(draft: Draft) -> None:
         draft.rejects = [[f"a{i}", i, "decode", "not_image", ""] for i in range(6)]
         draft.set("counts", samples=6, tokenized=0, rows=0, rejects=6)
         draft.rows.clear()
 
     run.edit(reject_all)
-    result = run.verify()
+    result = verified(run)
     assert result.ok
     assert accounts(result)[0] == (6, 0, 6)
 
 
-def test_progress_of_each_shard(run: Run) -> None:
+def test_progress_of_each_shard(run: FinishedRun) -> None:
     seen: list[tuple[int, int]] = []
-    run.verify(on_shard=lambda done, total: seen.append((done, total)))
+    verified(run, on_shard=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -211,7 +101,7 @@ def as_it_is(draft: Draft) -> None:
     """Change nothing."""
 
 
-def flip_page_bits(run: Run) -> None:
+def flip_page_bits(run: FinishedRun) -> None:
     run.edit(as_it_is)
     group = pq.ParquetFile(run.part()).metadata.row_group(0)
     column = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema.startswith("tokens"))
@@ -220,7 +110,7 @@ def flip_page_bits(run: Run) -> None:
     run.part().write_bytes(data)
 
 
-def repeat_in_manifest(run: Run) -> None:
+def repeat_in_manifest(run: FinishedRun) -> None:
     path = run.output / "manifest.parquet"
     shards = from_parquet(path.read_bytes())
     path.write_bytes(to_parquet([*shards, shards[1]]))
@@ -234,31 +124,31 @@ def keep_time(path: Path, change: Callable[[], object]) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def rename_in_source(run: Run) -> None:
+def rename_in_source(run: FinishedRun) -> None:
     renamed = [(name.replace("a4.", "x4."), data) for name, data in members_of_a()]
     keep_time(run.source(), lambda: write_tar(run.source(), renamed))
 
 
-def split_in_source(run: Run) -> None:
+def split_in_source(run: FinishedRun) -> None:
     """One member gets a key of its own: seven samples."""
     renamed = [(name.replace("a5.cls", "a6.cls"), data) for name, data in members_of_a()]
     keep_time(run.source(), lambda: write_tar(run.source(), renamed))
 
 
-def zero_header_in_source(run: Run) -> None:
+def zero_header_in_source(run: FinishedRun) -> None:
     with tarfile.open(run.source()) as archive:
-        start = archive.getmember("a3.png").offset
+        start = archive.getmember("a3.jpg").offset
     data = run.source().read_bytes()
     keep_time(run.source(), lambda: run.source().write_bytes(data[:start] + bytes(512) + data[start + 512 :]))
 
 
-def garble_compressed_source(run: Run) -> None:
+def garble_compressed_source(run: FinishedRun) -> None:
     path = run.source("b.tar.gz")
     data = path.read_bytes()
     keep_time(path, lambda: path.write_bytes(data[:300] + bytes(100) + data[400:]))
 
 
-FILES: dict[str, tuple[Callable[[Run], object], list[str]]] = {
+FILES: dict[str, tuple[Damage, list[str]]] = {
     "part deleted": (lambda run: run.part().unlink(), ["missing_part"]),
     "part twice": (lambda run: shutil.copy(run.part(), run.part().with_name("z.parquet")), ["foreign_part"]),
     "part in place of another": (lambda run: shutil.copy(run.part("a"), run.part("b")), ["wrong_shard"]),
@@ -279,10 +169,10 @@ FILES: dict[str, tuple[Callable[[Run], object], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("damage", "kinds"), FILES.values(), ids=FILES)
-def test_damage_to_files(run: Run, damage: Callable[[Run], object], kinds: list[str]) -> None:
+@pytest.mark.parametrize(("damage", "expected"), FILES.values(), ids=FILES)
+def test_damage_to_files(run: FinishedRun, damage: Damage, expected: list[str]) -> None:
     damage(run)
-    assert run.kinds() == kinds
+    assert kinds(run) == expected
 
 
 # --- damage to rows and footers --------------------------------------------------------------------------------------
@@ -342,11 +232,11 @@ EDITS: dict[str, tuple[Change, list[str]]] = {
     "key changed": (row_of(3, key="a9"), ["wrong_key"]),
     "keys swapped": (swap_keys, ["wrong_key"]),
     "key of a reject changed": (lambda draft: draft.rejects[0].__setitem__(0, "a9"), ["wrong_key"]),
-    "token out of range": (lambda draft: draft.rows[1]["tokens"].__setitem__(5, CODES), ["index_out_of_range"]),
+    "token out of range": (lambda draft: draft.rows[1]["tokens"].__setitem__(5, 64), ["index_out_of_range"]),
     "grid wrong": (row_of(1, grid_height=4), ["wrong_grid"]),
     "shard of a row wrong": (row_of(1, shard="file:///x.tar"), ["wrong_shard"]),
     "fingerprint of another job": (footer(fingerprint="0" * 64), ["wrong_fingerprint"]),
-    "codebook of another job": (lambda draft: draft.set("spec", codebook_size=64), ["wrong_fingerprint"]),
+    "codebook of another job": (lambda draft: draft.set("spec", codebook_size=128), ["wrong_fingerprint"]),
     "made of another version": (lambda draft: draft.set("shard", etag="1.0"), ["source_changed"]),
     "schema of the future": (footer(schema=99), ["damaged_part"]),
     "footer without counts": (lambda draft: draft.footer.pop("counts"), ["damaged_part"]),
@@ -358,83 +248,98 @@ EDITS: dict[str, tuple[Change, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("change", "kinds"), EDITS.values(), ids=EDITS)
-def test_damage_to_rows_and_footers(run: Run, change: Change, kinds: list[str]) -> None:
+@pytest.mark.parametrize(("change", "expected"), EDITS.values(), ids=EDITS)
+def test_damage_to_rows_and_footers(run: FinishedRun, change: Change, expected: list[str]) -> None:
     run.edit(change)
-    assert run.kinds() == kinds
+    assert kinds(run) == expected
 
 
-def test_uncounted_loss_shows_in_the_source_only(run: Run) -> None:
+def test_uncounted_loss_shows_in_the_source_only(run: FinishedRun) -> None:
     run.edit(lose_the_last)
-    assert run.kinds(source=False) == []
-    (finding,) = run.verify().findings
+    assert kinds(run, source=False) == []
+    (finding,) = verified(run).findings
     assert finding.shard == f"file://{run.source()}"
     assert "neither row nor reject: 1 of its samples (sample_index 5)" in finding.message
     assert str(run.part()) in finding.message
 
 
 @pytest.mark.parametrize("change", [row_of(0, key="a3"), lambda draft: (two_views(draft), row_of(9, key="z")(draft))])
-def test_keys_at_odds_show_without_sources(run: Run, change: Change) -> None:
+def test_keys_at_odds_show_without_sources(run: FinishedRun, change: Change) -> None:
     run.edit(change)
-    assert run.kinds(source=False) == ["wrong_key"]
+    assert kinds(run, source=False) == ["wrong_key"]
 
 
-def test_long_lists_of_samples_are_shortened(run: Run) -> None:
+def test_long_lists_of_samples_are_shortened(run: FinishedRun) -> None:
     def spread(draft: Draft) -> None:
         beyond = [10, 11, 20, 30, 40, 50, 60]
         draft.rows += [draft.rows[0] | {"sample_index": index, "key": f"k{index}"} for index in beyond]
 
     run.edit(spread)
-    message = next(finding.message for finding in run.verify().findings if finding.kind == "unknown_samples")
+    message = next(finding.message for finding in verified(run).findings if finding.kind == "unknown_samples")
     assert "7 of its samples (sample_index 10-11, 20, 30, 40, 50, ...)" in message
 
 
-def test_column_of_another_type(run: Run) -> None:
+def test_column_of_another_type(run: FinishedRun) -> None:
     file = pq.ParquetFile(run.part())
     table = file.read()
     place = table.schema.get_field_index("sample_index")
     table = table.set_column(place, "sample_index", table["sample_index"].cast(pa.int64()))
     pq.write_table(table.replace_schema_metadata(file.metadata.metadata), run.part())
-    (finding,) = run.verify().findings
+    (finding,) = verified(run).findings
     assert finding.kind == "damaged_part"
     assert "sample_index must be uint32, got int64" in finding.message
 
 
-def test_any_flipped_byte_is_found_or_changes_no_row(run: Run) -> None:
-    """Wherever a byte is wrong, verification goes on; where pages have checksums, no wrong row passes."""
+def test_any_flipped_byte_is_found_or_changes_no_row(run: FinishedRun) -> None:
+    """Wherever a byte is wrong, verification goes on; no row passes that differs, where pages have checksums."""
     run.edit(as_it_is)
     part, good = run.part(), run.part().read_bytes()
-    table = pq.read_table(part)
-    for at in range(0, len(good), 97):
+    table, pages_end = pq.read_table(part), len(good) - int.from_bytes(good[-8:-4], "little") - 8
+    for at in range(0, len(good), 61):
         part.write_bytes(good[:at] + bytes([good[at] ^ 0x41]) + good[at + 1 :])
-        result = run.verify(source=False)
-        assert not result.ok or pq.read_table(part).equals(table), f"byte {at} of {len(good)}"
+        passed = verified(run, source=False).ok
+        assert not passed or at >= pages_end or pq.read_table(part).equals(table), f"byte {at} of {len(good)}"
+
+
+@pytest.mark.parametrize(("suffix", "expected"), [(".parquet", "unreadable_part"), (".tar", "source_unreadable")])
+def test_store_without_an_answer(run: FinishedRun, suffix: str, expected: str) -> None:
+    class Unreachable(Storage):
+        @contextmanager
+        def stream(self, blob: Blob) -> Iterator[ByteStream]:
+            if blob.url.endswith(suffix):
+                raise StorageError(f"{blob.url}: timed out")
+            with super().stream(blob) as stream:
+                yield stream
+
+    findings = verify(Unreachable(), str(run.output)).findings
+    assert {finding.kind for finding in findings} == {expected}
+    assert all("timed out" in finding.message for finding in findings)
 
 
 # --- what a run says of itself ---------------------------------------------------------------------------------------
 
 
-def test_quarantined_shard_has_its_reason(run: Run) -> None:
+def test_quarantined_shard_has_its_reason(run: FinishedRun) -> None:
     run.part().unlink()
     entry = {"shard": f"file://{run.source()}", "reason": "crashed", "message": "killed 3 actors"}
     (run.output / "summary.json").write_text(json.dumps({"quarantined": [entry]}))
-    (finding,) = run.verify().findings
+    (finding,) = verified(run).findings
     assert "its 6 samples are in no part: it was quarantined as crashed: killed 3 actors" in finding.message
 
 
-def test_missing_source_of_a_missing_part(run: Run) -> None:
+def test_missing_source_of_a_missing_part(run: FinishedRun) -> None:
     run.part().unlink()
     run.source().unlink()
-    result = run.verify()
+    result = verified(run)
     assert "no such object" in result.findings[0].message
     assert accounts(result)[0] == (None, 0, 0)
 
 
-def test_shard_missing_when_frozen(run: Run) -> None:
+def test_shard_missing_when_frozen(run: FinishedRun) -> None:
     path = run.output / "manifest.parquet"
     frozen = freeze(Storage(), [str(run.source("d.tar"))])
     path.write_bytes(to_parquet([*from_parquet(path.read_bytes()), *frozen]))
-    result = run.verify()
+    result = verified(run)
     assert [finding.kind for finding in result.findings] == ["missing_part"]
     assert "was not there when the manifest was frozen" in result.findings[0].message
     assert accounts(result)[3] == (None, 0, 0)
@@ -442,12 +347,12 @@ def test_shard_missing_when_frozen(run: Run) -> None:
 
 @pytest.mark.parametrize("name", ["job.json", "manifest.parquet"])
 @pytest.mark.parametrize("content", [None, b"", b"{}", JUNK], ids=["missing", "empty", "braces", "html"])
-def test_unusable_description_of_the_run(run: Run, name: str, content: bytes | None) -> None:
+def test_unusable_description_of_the_run(run: FinishedRun, name: str, content: bytes | None) -> None:
     (run.output / name).unlink()
     if content is not None:
         (run.output / name).write_bytes(content)
     with pytest.raises(UsageError, match=name):
-        run.verify()
+        verified(run)
 
 
 def test_independence_of_the_writer() -> None:

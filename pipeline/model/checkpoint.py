@@ -22,7 +22,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pipeline.errors import ModelError
@@ -152,7 +152,7 @@ def write(
     root.mkdir(parents=True, exist_ok=True)
     stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
     temporary = root / f".{WEIGHTS_NAME}.tmp"
-    save_file(stored, temporary, metadata={"format": "pt"})
+    temporary.write_bytes(save(stored, metadata={"format": "pt"}))  # save_file would leave it readable to us alone
     temporary.replace(root / WEIGHTS_NAME)
     document = {"_class_name": CLASS_NAME, **config.model_dump(mode="json")}
     temporary = root / f".{CONFIG_NAME}.tmp"

@@ -120,6 +120,7 @@ def _parquet_options(spec: TokenSpec) -> dict[str, Any]:
     by_dictionary = spec.codebook_size <= MAX_DICTIONARY_CODES
     return {
         "compression": "zstd",
+        "write_page_checksum": True,
         "compression_level": ZSTD_LEVEL,
         "use_dictionary": [*plain, *text, path] if by_dictionary else [*plain, *text],
         "column_encoding": None if by_dictionary else {path: "BYTE_STREAM_SPLIT"},

@@ -1,5 +1,8 @@
 """The nearest-code search against float64, and the codebook."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 
@@ -45,15 +48,23 @@ def test_half_precision_and_autocast_compare_in_float32(dtype: torch.dtype) -> N
         assert torch.equal(nearest_codes(vectors, codebook), expected)
 
 
-def test_full_float32_restores_the_setting_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def reduced_precision() -> Iterator[Any]:
     backend = torch.backends.mkldnn.matmul
-    monkeypatch.setattr(backend, "fp32_precision", "bf16")
-    context = full_float32(torch.device("cpu"))
-    context.__enter__()
-    assert backend.fp32_precision == "ieee"
-    with pytest.raises(KeyError):
-        context.gen.throw(KeyError())
-    assert backend.fp32_precision == "bf16"
+    saved = backend.fp32_precision
+    backend.fp32_precision = "bf16"
+    yield backend
+    backend.fp32_precision = saved
+
+
+def test_full_float32_ends_with_its_block_even_after_an_error(reduced_precision: Any) -> None:
+    def fail_inside() -> None:
+        with full_float32(torch.device("cpu")):
+            raise KeyError(reduced_precision.fp32_precision)
+
+    with pytest.raises(KeyError, match="ieee"):
+        fail_inside()
+    assert reduced_precision.fp32_precision == "bf16"
 
 
 def test_gradients_pass_straight_through() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.engine import Engine
 from pipeline.images import ImageConfig
+from pipeline.isolation import prepare_sample
 from pipeline.meter import Meter
 from pipeline.model import VQModel
 from pipeline.storage import Storage
@@ -32,5 +33,6 @@ def production_line(
             columns=ColumnsConfig(),
             output=OutputConfig(url=output, row_group_rows=8),
             fingerprint=fingerprint,
+            decode=lambda members: prepare_sample(members, ImageConfig(size=32)),
         )
     engine.close()

@@ -1,0 +1,107 @@
+"""Decoding behind a wall: each sample in a child process, so that one which kills or hangs costs only itself.
+
+Used for careful attempts alone, at shards that took an actor's process with them. The child is a plain interpreter
+that answers over a pipe; when it dies, hangs or runs out of memory, the sample becomes a reject (`decode`, `crashed`)
+and the next one gets a new child.
+"""
+
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import closing
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+
+from pipeline.errors import Reject, Stage
+from pipeline.images import ImageConfig, Prepared, configure_pillow, find_image, prepare
+
+CRASHED = "crashed"
+
+
+def prepare_sample(members: Mapping[str, bytes], image: ImageConfig) -> Prepared | Reject:
+    """The views of a sample's image, in this process."""
+    data = find_image(members)
+    return data if isinstance(data, Reject) else prepare(data, image)
+
+
+class IsolatedDecoder:
+    """Prepares samples one at a time in a child process. Thread-safe.
+
+    Args:
+        image: recipe and limits.
+        seconds: a sample that takes longer is rejected.
+        memory_bytes: address space of the child.
+    """
+
+    def __init__(self, image: ImageConfig, seconds: float, memory_bytes: int) -> None:
+        self._image, self._seconds, self._memory_bytes = image, seconds, memory_bytes
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+
+    def __call__(self, members: Mapping[str, bytes]) -> Prepared | Reject:
+        """The sample's views, or why there are none."""
+        with self._lock:
+            pipe = self._pipe or self._start()
+            try:
+                pipe.send((dict(members), self._image))
+                if not pipe.poll(self._seconds):
+                    return self._bury(f"no answer within {self._seconds:g} s")
+                answer: Prepared | Reject = pipe.recv()
+            except (EOFError, OSError):
+                return self._bury(None)
+            return answer
+
+    def close(self) -> None:
+        """End the child."""
+        with self._lock:
+            self._end()
+
+    def _start(self) -> Connection:
+        ours, theirs = Pipe()
+        with closing(theirs):
+            command = [sys.executable, "-m", "pipeline.isolation", str(theirs.fileno()), str(self._memory_bytes)]
+            self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: S603 - our own module
+        self._pipe = ours
+        return ours
+
+    def _bury(self, why: str | None) -> Reject:
+        code = self._end()
+        if why is None:
+            name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            why = f"the decoding process died ({name})"
+        return Reject(Stage.DECODE, CRASHED, why)
+
+    def _end(self) -> int:
+        if self._child is None or self._pipe is None:
+            return 0
+        self._pipe.close()  # a healthy child ends by itself now
+        try:
+            code = self._child.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            code = self._child.wait()
+        self._child = self._pipe = None
+        return code
+
+
+def main(handle: int, memory_bytes: int) -> None:
+    """The child: answer until the other side closes the pipe."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's business
+    configure_pillow()
+    pipe = Connection(handle)
+    while True:
+        try:
+            members, image = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(prepare_sample(members, image))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
