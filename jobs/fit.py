@@ -38,7 +38,7 @@ def main(
                 f"step {now.step:,}/{config.steps:,}  loss {now.loss:.4f}  PSNR {now.psnr:.2f} dB  "
                 f"codes used {now.usage:.1%}  perplexity {now.perplexity:.0f}"
             )
-            if now.step % (20 * config.report_interval) == 0 or now.step == config.steps:
+            if now.step % (5 * config.report_interval) == 0 or now.step == config.steps:
                 model.save_pretrained(output, torch.float16 if half else torch.float32)
 
         fit(_images(shards, images), config, report)

@@ -1,5 +1,7 @@
 """`tokenmill run`: tokenize the shards that have no part yet."""
 
+from typing import Annotated
+
 import typer
 
 from jobs.options import Actors, AsJson, Job, Model, Output, Settings, Shards, job_config, out, print_json
@@ -11,6 +13,13 @@ def main(
     model: Model = None,
     output: Output = None,
     actors: Actors = None,
+    retry_quarantined: Annotated[
+        bool, typer.Option("--retry-quarantined", help="Try the shards again that an earlier run gave up.")
+    ] = False,
+    retry_rejects: Annotated[
+        bool,
+        typer.Option("--retry-rejects", help="Make the parts again that have rejects; until then they are missing."),
+    ] = False,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -22,7 +31,7 @@ def main(
 
     progress = for_stderr()
     try:
-        result = run(config, progress)
+        result = run(config, progress, retry_quarantined=retry_quarantined, retry_rejects=retry_rejects)
     except KeyboardInterrupt:  # before or after the actors were at work; then signals drain
         out.print("stopped; run the same command again to go on")
         raise typer.Exit(4) from None

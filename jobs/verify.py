@@ -13,8 +13,9 @@ from jobs.options import AsJson, Settings, Store, out, print_json, storage_for
 
 def main(
     output: Store,
-    source: Annotated[
-        bool, typer.Option(help="Recount the source shards too; --no-source reads the parts only.")
+    deep: Annotated[
+        bool,
+        typer.Option("--deep/--quick", help="Recount the source shards too, key by key; --quick reads the parts only."),
     ] = True,
     threads: Annotated[int, typer.Option(min=1, help="Shards checked at once (threads).")] = 4,
     settings: Settings = None,
@@ -28,7 +29,7 @@ def main(
         result = verify(
             storage_for(settings),
             output,
-            source=source,
+            source=deep,
             threads=threads,
             on_shard=lambda done, total: progress.update(task, completed=done, total=total),
         )

@@ -24,8 +24,9 @@ from pipeline.messages import Calibration, Identity, Pulse, ShardReport
 from pipeline.monitor import ExitCode, Monitor, Result, verdict
 from pipeline.output import Output
 from pipeline.progress import Progress, Silent
+from pipeline.resume import Todo, what_is_left
 from pipeline.schedule import Assignment, Failure, Kind, Schedule, State
-from pipeline.shards.manifest import Shard, freeze
+from pipeline.shards.manifest import freeze
 from pipeline.signals import Stop, stop_on_signals
 from pipeline.storage import Storage
 
@@ -37,12 +38,20 @@ MAX_STILLBORN = 3  # actors in a row that die before they are ready: something i
 CALIBRATION_SHARDS = 3  # the first readable one of so many serves
 
 
-def run(config: JobConfig, progress: Progress | None = None) -> Result:
+def run(
+    config: JobConfig,
+    progress: Progress | None = None,
+    *,
+    retry_quarantined: bool = False,
+    retry_rejects: bool = False,
+) -> Result:
     """Tokenize what is missing in OUTPUT.
 
     Args:
         config: the job; shards, model and output must be given.
         progress: where to show what happens.
+        retry_quarantined: try the shards again that an earlier run gave up.
+        retry_rejects: make the parts again that have rejects; until then they are missing.
 
     Returns:
         The accounts; `exit_code` is 0 (every shard committed), 3 (some quarantined, too many rejects) or 4 (stopped).
@@ -60,7 +69,8 @@ def run(config: JobConfig, progress: Progress | None = None) -> Result:
     if not config.output.allow_overwrite_commit:
         probe(storage, output.url)
     with cluster(config) as placement, stop_on_signals() as stop:
-        job = _Run(config, output, shards, placement, progress=progress, stop=stop)
+        todo = what_is_left(output, shards, retry_quarantined=retry_quarantined, retry_rejects=retry_rejects)
+        job = _Run(config, output, todo, placement, progress=progress, stop=stop)
         try:
             stopped = job.work()
             return job.result(stopped, time.monotonic() - began)
@@ -104,7 +114,7 @@ class _Run:
         self,
         config: JobConfig,
         output: Output,
-        shards: list[Shard],
+        todo: Todo,
         placement: Placement,
         *,
         progress: Progress,
@@ -112,14 +122,11 @@ class _Run:
     ) -> None:
         self._config, self._output, self._placement = config, output, placement
         self._progress, self._stop = progress, stop
-        self._shards = {shard.id: shard for shard in [*output.manifest(), *shards]}
-        self._given = shards
-        committed = output.parts()
-        self._pending = [shard for shard in self._shards.values() if shard.id not in committed]
+        self._todo, self._shards, self._pending = todo, todo.shards, todo.pending
         self._schedule = Schedule(((shard.id, shard.size or 0) for shard in self._pending), config.limits)
         self._monitor = Monitor(
             shards_total=len(self._shards),
-            shards_before=len(self._shards) - len(self._pending),
+            shards_before=len(self._shards) - len(self._pending) - len(todo.given_up),
             bytes_to_do=sum(shard.size or 0 for shard in self._pending),
             decode_threads=placement.cpus,
             shards_in_flight=config.cluster.shards_in_flight,
@@ -160,8 +167,8 @@ class _Run:
         """Write the accounts and say how the run ended."""
         if self._job is None:
             return self._stopped_early(seconds)
-        quarantined = {
-            shard: {"reason": failure.reason, "message": failure.message}
+        quarantined = self._todo.given_up | {
+            shard: {"kind": failure.kind.value, "reason": failure.reason, "message": failure.message}
             for shard, failure in self._schedule.quarantined().items()
         }
         summary = self._output.summarise(list(self._shards.values()), quarantined)
@@ -339,10 +346,10 @@ class _Run:
         self._job = self._output.claim(job_document(self._config, self._identity, calibration))
         given = self._config.model.batch_size
         self._batch_size = calibration.batch_size if calibration else (given if given != "auto" else SAFE_BATCH)
-        merged = self._output.extend_manifest(self._given)
+        merged = self._output.extend_manifest(self._todo.given, self._todo.refrozen)
         self._shards = {shard.id: shard for shard in merged}
         if self._pending:
-            self._output.reopen()
+            self._output.reopen(self._todo.withdrawn)
 
     def _tokenized(self, assignment: Assignment, answer: ShardReport | Failure) -> None:
         shard = self._shards[assignment.shard]

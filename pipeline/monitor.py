@@ -206,6 +206,6 @@ def verdict(summary: dict[str, Any], stopped: bool, max_reject_fraction: float) 
     if shards["quarantined"]:
         return ExitCode.INCOMPLETE, (
             f"finished, but {shards['quarantined']:,} shards are quarantined (summary.json names them): {done}; "
-            "mend them and run the same command again"
+            "mend them and run again with --retry-quarantined"
         )
     return ExitCode.OK, f"finished: {done}"

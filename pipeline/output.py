@@ -9,7 +9,7 @@ manifest.parquet) or can be rebuilt from the parts' footers at any time (README.
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -76,16 +76,18 @@ class Output:
             raise UsageError(f"{self.url}/job.json is damaged; restore it, or choose another output") from error
         return dict(document)
 
-    def extend_manifest(self, shards: Iterable[Shard]) -> list[Shard]:
-        """Add shards to the frozen manifest; a frozen shard keeps the size and ETag it had.
+    def extend_manifest(self, shards: Iterable[Shard], refrozen: Container[str] = ()) -> list[Shard]:
+        """Add shards to the frozen manifest; a frozen shard keeps the size and ETag it had, unless it is in `refrozen`.
 
-        A shard that was missing when it was frozen takes the size it has now.
+        Args:
+            shards: as they are now.
+            refrozen: ids of shards without a part, that were missing or bad before.
         """
         url = join(self.url, "manifest.parquet")
         frozen = {shard.id: shard for shard in self.manifest()}
         before = dict(frozen)
         for shard in shards:
-            if shard.id not in frozen or frozen[shard.id].size is None:
+            if shard.id not in frozen or shard.id in refrozen:
                 frozen[shard.id] = shard
         merged = sorted(frozen.values(), key=lambda shard: shard.url)
         if frozen != before:
@@ -99,9 +101,11 @@ class Output:
         except NotFound:
             return []
 
-    def reopen(self) -> None:
-        """Take back _SUCCESS: there is work to do again."""
+    def reopen(self, withdrawn: Iterable[str] = ()) -> None:
+        """Take back _SUCCESS, and the parts that are to be made again: there is work to do."""
         self.storage.delete(join(self.url, "_SUCCESS"))
+        for shard in withdrawn:
+            self.storage.delete(join(self.url, "tokens", f"{shard}.parquet"))
 
     # --- the parts ---
 
@@ -119,6 +123,19 @@ class Output:
         with ThreadPoolExecutor(FOOTER_THREADS) as pool:
             yield from pool.map(lambda blob: read_footer(self.storage, blob.url), parts)
 
+    def with_rejects(self, parts: Mapping[str, Blob]) -> list[str]:
+        """The shard ids of the parts that have rejects."""
+        return [footer.shard["id"] for footer in self.footers(parts.values()) if footer.rejects]
+
+    def given_up(self) -> dict[str, dict[str, str]]:
+        """Shard id -> {kind, reason, message} of the shards that the last run quarantined through their own fault."""
+        failures = (self.summary() or {}).get("quarantined", [])
+        return {
+            shard_id(failure["shard"]): {name: failure[name] for name in ("kind", "reason", "message")}
+            for failure in failures
+            if failure["kind"] == "task"
+        }
+
     # --- what is derived from them ---
 
     def summarise(self, manifest: list[Shard], quarantined: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
@@ -126,7 +143,7 @@ class Output:
 
         Args:
             manifest: the frozen shards.
-            quarantined: shard id -> {reason, message} of the shards given up.
+            quarantined: shard id -> {kind, reason, message} of the shards given up.
         """
         parts = self.parts()
         rejects: list[dict[str, Any]] = []

@@ -28,6 +28,7 @@ FLOORS: dict[str, int] = {
     "pipeline.engine": 3,
     "pipeline.tokenize_shard": 3,
     "pipeline.output": 3,
+    "pipeline.resume": 3,
     "pipeline.verify": 3,
     "pipeline.recount": 3,
     "pipeline.fit": 3,

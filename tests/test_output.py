@@ -78,7 +78,7 @@ def test_manifest_keeps_what_was_frozen_and_takes_what_is_new(output: Output) ->
     )
     assert output.extend_manifest([a, missing]) == [a, missing]
     changed, found = Shard("a", "file:///a.tar", 9, "z"), Shard("c", "file:///c.tar", 3, "w")
-    assert output.extend_manifest([changed, b, found]) == [a, b, found]
+    assert output.extend_manifest([changed, b, found], {"c"}) == [a, b, found]
     assert output.manifest() == [a, b, found]
 
 

@@ -45,6 +45,12 @@ def check_that_mending_finishes_the_run(corpus: Path, output: Path, command: lis
     again = tokenmill(*command)
     assert again.returncode == 3, "the truncated shard is still there, and still named"
     assert last_json(again)["shards"] == {"total": 5, "committed": 4, "quarantined": 1}
+    assert "attempt" not in again.stderr, "what an earlier run gave up is not tried again unasked"
+    write_corpus(corpus, shards=2, samples=30)
+    mended = tokenmill(*command, "--retry-quarantined")
+    assert mended.returncode == 0, mended.stderr
+    assert last_json(mended)["shards"] == {"total": 5, "committed": 5, "quarantined": 0}
+    assert tokenmill("verify", output, "--quick").returncode == 0
 
 
 def test_too_many_rejects_fail_the_run(tmp_path: Path, tiny_model: Path) -> None:
