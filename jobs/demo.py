@@ -18,12 +18,11 @@ def main(
     size: Annotated[int, typer.Option(min=8, help="Side of the images (pixels, a multiple of 8).")] = 256,
 ) -> None:
     """Make a small corpus, tokenize it, verify it, decode some of it back; about a minute on a laptop."""
-    from pipeline.verify import verify
-
     from pipeline.config import resolve
     from pipeline.driver import run
     from pipeline.progress import for_stderr
     from pipeline.storage import Storage
+    from pipeline.verify import verify
 
     shards, tokens = _corpus(folder / "shards"), folder / "tokens"
     flags = {"shards": [str(shard) for shard in shards], "model": str(ASSETS / "vq-f8-1024"), "output": str(tokens)}

@@ -1,6 +1,6 @@
 """The Ray cluster of a run: joined or started here, and how many actors it gets.
 
-With `driver` and `jobs/submit.py` the only rooms that speak Ray.
+With `fleet` the only rooms that speak Ray.
 """
 
 import logging
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from pipeline.config import JobConfig
 from pipeline.errors import UsageError
@@ -35,39 +36,62 @@ class Placement:
 
 @contextmanager
 def cluster(config: JobConfig) -> Iterator[Placement]:
-    """Join the cluster, or start Ray here; leave it as it was found."""
+    """Join the cluster, or start Ray here; leave it as it was found.
+
+    Raises:
+        UsageError: there is no cluster at `cluster.address`, or none of its nodes can hold an actor.
+    """
     mine = not ray.is_initialized()
     if mine:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        if config.cluster.address:
-            ray.init(address=config.cluster.address, **options)
-        else:
-            cores = len(os.sched_getaffinity(0))
-            wanted = (config.cluster.actor_range or (1, 1))[1] * (config.cluster.cpus_per_actor or 1)
-            ray.init(
-                address="local",
-                num_cpus=max(cores, wanted),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **options,
-            )
+        _connect(config)
     try:
-        yield _place(config, ray.cluster_resources())
+        yield _place(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     finally:
         if mine:
             ray.shutdown()
 
 
-def _place(config: JobConfig, resources: dict[str, float]) -> Placement:
-    wanted, gpus = config.cluster, int(resources.get("GPU", 0))
+def _connect(config: JobConfig) -> None:
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    wanted = config.cluster
+    if wanted.address:
+        try:
+            ray.init(address=wanted.address, **options)
+        except (ConnectionError, ValueError, AuthenticationError) as error:
+            raise UsageError(f"cluster.address={wanted.address}: no Ray cluster answers there: {error}") from error
+        return
+    cores = len(os.sched_getaffinity(0))
+    reserved = (wanted.actor_range or (1, 1))[1] * (wanted.cpus_per_actor or 1)
+    ray.init(
+        address="local",
+        num_cpus=max(cores, reserved),
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        **options,
+    )
+
+
+def _place(config: JobConfig, nodes: list[dict[str, float]]) -> Placement:
+    """How many actors the nodes hold, and the share of its node's cores that each may use.
+
+    Args:
+        config: what the user asks for.
+        nodes: resources of each node that is there now.
+    """
+    wanted, gpus = config.cluster, sum(node.get("GPU", 0) for node in nodes)
     per_actor = wanted.gpus_per_actor if wanted.gpus_per_actor is not None else (1.0 if gpus else 0.0)
-    here = int(gpus / per_actor) if per_actor else 1
+    if per_actor and not gpus:
+        raise UsageError(f"cluster.gpus_per_actor is {per_actor:g}, but the cluster has no GPU")
+    fitting = [(node.get("CPU", 0), int(node.get("GPU", 0) / per_actor)) for node in nodes if per_actor]
+    here = sum(actors for _, actors in fitting) if per_actor else 1
     fewest, most = wanted.actor_range or (here, here)
-    if not most:
-        raise UsageError(f"cluster.gpus_per_actor is {per_actor}, but the cluster has {gpus} GPUs")
-    cores = int(resources.get("CPU", 1))
-    return Placement(fewest, most, wanted.cpus_per_actor or max(1, cores // most), per_actor)
+    if per_actor:
+        share = min(cpus / actors for cpus, actors in fitting if actors)
+    else:
+        share = sum(node.get("CPU", 0) for node in nodes) / most
+        share = min(share, max(node.get("CPU", 0) for node in nodes))  # an actor lives on one node
+    return Placement(fewest, most, wanted.cpus_per_actor or max(1, int(share)), per_actor)
 
 
 class RemoteWorker:

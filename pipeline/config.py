@@ -24,7 +24,7 @@ from pipeline.schedule import LimitsConfig
 from pipeline.storage import Storage, StorageConfig
 from pipeline.tokens.schema import ColumnsConfig
 from pipeline.tokens.writer import OutputConfig
-from pipeline.urls import join, local_path
+from pipeline.urls import canonical, join, local_path, redact
 
 ENVIRONMENT_PREFIX = "TOKENMILL_"
 SHORTHANDS = {"model": "path", "output": "url"}  # `output: s3://...` stands for `output: {url: s3://...}`
@@ -42,7 +42,9 @@ class ClusterConfig(BaseModel):
         pattern=r"^[1-9]\d*(\.\.[1-9]\d*)?$",
         description="actors, n or min..max: they join as the cluster grows; null is one per GPU, or one on a CPU",
     )
-    gpus_per_actor: float | None = Field(None, ge=0, description="GPUs per actor; null is 1 where there are GPUs")
+    gpus_per_actor: float | None = Field(
+        None, ge=0, le=1, description="GPUs per actor, at most 1; null is 1 where there are GPUs"
+    )
     cpus_per_actor: int | None = Field(
         None, ge=1, description="decode threads (on a CPU also model threads) per actor; null shares the cores evenly"
     )
@@ -122,13 +124,21 @@ class JobConfig(BaseModel):
             )
 
 
-def job_document(config: JobConfig, found: Identity, calibration: Calibration | None) -> dict[str, Any]:
-    """What job.json says: the fingerprint and what went into it, the configuration, what was measured at the start."""
+def job_document(
+    config: JobConfig, found: Identity, calibration: Calibration | None, batch_size: int
+) -> dict[str, Any]:
+    """What job.json says: the fingerprint and what went into it, the configuration, what was measured at the start.
+
+    URLs are written without credentials.
+    """
+    stored = config.model_dump(mode="json")
+    stored["shards"] = [redact(spec) for spec in config.shards]
+    stored["model"]["path"], stored["output"]["url"] = redact(config.model.path), redact(config.output.url)
     parts = identity(
         weights=found.weights,
         model=found.model,
         image=describe(config.image),
-        precision=found.precision.value,
+        precision=found.precision.value + ("+compile" if config.model.compile else ""),
         columns=config.columns.model_dump(),
     )
     return {
@@ -136,8 +146,8 @@ def job_document(config: JobConfig, found: Identity, calibration: Calibration | 
         "fingerprint": fingerprint(parts),
         "identity": parts,
         "spec": asdict(found.spec),
-        "batch_size": calibration.batch_size if calibration else None,
-        "config": config.model_dump(mode="json"),
+        "batch_size": batch_size,
+        "config": stored,
         "calibration": asdict(calibration) if calibration else None,
     }
 
@@ -175,9 +185,20 @@ def resolve(
         if value is not None:
             _put(document, key, value, f"--{key}")
     try:
-        return JobConfig.model_validate(document)
+        return _with_absolute_paths(JobConfig.model_validate(document))
     except ValidationError as error:
         raise UsageError(_explain(error)) from error
+
+
+def _with_absolute_paths(config: JobConfig) -> JobConfig:
+    """Local paths as this process sees them: an actor has another working directory."""
+    changes: dict[str, Any] = {}
+    if config.output.url:
+        changes["output"] = config.output.model_copy(update={"url": canonical(config.output.url)})
+    path = local_path(config.model.path) if config.model.path else None
+    if path is not None and (path.exists() or config.model.path.startswith((".", "~"))):  # else it may be a hub id
+        changes["model"] = config.model.model_copy(update={"path": str(path)})
+    return config.model_copy(update=changes)
 
 
 def describe_options() -> Iterator[tuple[str, str, str]]:
@@ -228,7 +249,9 @@ def _put(document: dict[str, Any], key: str, value: Any, where: str) -> None:
         raise UsageError(_unknown(key, known, where))
     section, _, field = key.partition(".")
     if field:
-        document.setdefault(section, {})[field] = value
+        if not isinstance(document.get(section), dict):
+            document[section] = {}  # absent, or an empty section
+        document[section][field] = value
     else:
         document[section] = value
 

@@ -1,26 +1,20 @@
-"""Runs a job on Ray: with `cluster` and `jobs/submit.py` the only room that speaks it.
+"""Runs a job: asks the schedule what to do, and has the fleet of actors do it.
 
-Decisions are the schedule's; here are their effects. One event loop waits for whatever an actor answers next. An actor
-loads the model; the first one calibrates, which fixes fingerprint and batch size and claims OUTPUT; then every actor
-starts and is kept supplied with shards. A dead actor is replaced and its shards are requeued. The driver keeps no state
-that OUTPUT does not have: it may die anywhere, and the same command goes on.
+One event loop. An actor loads the model; the first one calibrates, which fixes fingerprint and batch size and claims
+OUTPUT; then every actor starts and is kept supplied with shards. A dead actor is replaced and its shards are requeued.
+The driver keeps no state that OUTPUT does not have: it may die anywhere, and the same command goes on.
 """
 
-import itertools
 import time
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
-import ray
-from ray.exceptions import RayActorError, RayTaskError
-
-from pipeline.cluster import Placement, RemoteWorker, cluster
+from pipeline.cluster import Placement, cluster
 from pipeline.commit import probe
 from pipeline.config import JobConfig, job_document
 from pipeline.encoding import Precision
-from pipeline.errors import RunFailed, TokenmillError, UsageError
-from pipeline.messages import Calibration, Identity, Pulse, ShardReport
+from pipeline.errors import RunFailed, UsageError
+from pipeline.fleet import Actor, Call, Fleet, Lost, Phase
+from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, Task
 from pipeline.monitor import ExitCode, Monitor, Result, verdict
 from pipeline.output import Output
 from pipeline.progress import Progress, Silent
@@ -31,10 +25,11 @@ from pipeline.signals import Stop, stop_on_signals
 from pipeline.storage import Storage
 
 POLL_SECONDS = 0.2
-PULSE_SECONDS = 1.0
+SHOW_SECONDS = 0.5
 RELEASE_SECONDS = 10.0  # an idle actor waits so long for a shard to come back, or for a slow one to repeat
 SAFE_BATCH = 8  # where nothing could be measured
-MAX_STILLBORN = 3  # actors in a row that die before they are ready: something is wrong with all of them
+MAX_STILLBORN = 3  # actors in a row that end before they are ready: something is wrong with all of them
+MAX_SPOILT = 3  # calibrations that took their actor with them: go on without
 CALIBRATION_SHARDS = 3  # the first readable one of so many serves
 
 
@@ -51,7 +46,7 @@ def run(
         config: the job; shards, model and output must be given.
         progress: where to show what happens.
         retry_quarantined: try the shards again that an earlier run gave up.
-        retry_rejects: make the parts again that have rejects; until then they are missing.
+        retry_rejects: make the parts again that have rejects; each is replaced in one step when its new one is whole.
 
     Returns:
         The accounts; `exit_code` is 0 (every shard committed), 3 (some quarantined, too many rejects) or 4 (stopped).
@@ -68,78 +63,40 @@ def run(
     shards = freeze(storage, config.shards)
     if not config.output.allow_overwrite_commit:
         probe(storage, output.url)
+    todo = what_is_left(output, shards, retry_quarantined=retry_quarantined, retry_rejects=retry_rejects)
     with cluster(config) as placement, stop_on_signals() as stop:
-        todo = what_is_left(output, shards, retry_quarantined=retry_quarantined, retry_rejects=retry_rejects)
         job = _Run(config, output, todo, placement, progress=progress, stop=stop)
         try:
             stopped = job.work()
             return job.result(stopped, time.monotonic() - began)
         finally:
-            job.dismiss()
-
-
-class _Phase(StrEnum):
-    """How far an actor has come."""
-
-    LOADING = "loading"
-    LOADED = "loaded"
-    STARTING = "starting"
-    READY = "ready"
-
-
-@dataclass(slots=True)
-class _Actor:
-    """One actor as the driver knows it."""
-
-    handle: Any
-    phase: _Phase = _Phase.LOADING
-    running: int = 0
-    pulse_due: float = 0.0
-    idle_since: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A question an actor has not answered yet."""
-
-    actor: str
-    method: str
-    assignment: Assignment | None = None
+            job.fleet.dismiss_all()
 
 
 class _Run:
     """One run's event loop."""
 
     def __init__(
-        self,
-        config: JobConfig,
-        output: Output,
-        todo: Todo,
-        placement: Placement,
-        *,
-        progress: Progress,
-        stop: Stop,
+        self, config: JobConfig, output: Output, todo: Todo, placement: Placement, *, progress: Progress, stop: Stop
     ) -> None:
-        self._config, self._output, self._placement = config, output, placement
+        self._config, self._output, self._todo = config, output, todo
         self._progress, self._stop = progress, stop
-        self._todo, self._shards, self._pending = todo, todo.shards, todo.pending
-        self._schedule = Schedule(((shard.id, shard.size or 0) for shard in self._pending), config.limits)
+        self._shards = todo.shards
+        self._schedule = Schedule(((shard.id, shard.size or 0) for shard in todo.pending), config.limits)
         self._monitor = Monitor(
-            shards_total=len(self._shards),
-            shards_before=len(self._shards) - len(self._pending) - len(todo.given_up),
-            bytes_to_do=sum(shard.size or 0 for shard in self._pending),
+            shards_total=len(todo.shards),
+            shards_before=len(todo.shards) - len(todo.pending) - len(todo.given_up),
+            bytes_to_do=sum(shard.size or 0 for shard in todo.pending),
             decode_threads=placement.cpus,
             shards_in_flight=config.cluster.shards_in_flight,
         )
-        self._actors: dict[str, _Actor] = {}
-        self._calls: dict[Any, _Call] = {}
-        self._names = (f"actor-{number}" for number in itertools.count())
+        self.fleet = Fleet(config, placement)
         self._identity: Identity | None = None
         self._job: dict[str, Any] | None = None
-        self._batch_size = 0
         self._measuring: str | None = None
         self._stillborn = 0
         self._spoilt = 0
+        self._gate: str | None = None
 
     def work(self) -> bool:
         """Do all pending shards. True if the run was stopped before the end.
@@ -148,8 +105,9 @@ class _Run:
             TokenmillError: the run cannot go on.
         """
         draining: float | None = None
+        show = 0.0
         while self._job is None or not self._schedule.finished:
-            if self._stop.requested and draining is None:
+            if (self._stop.requested or self._gate) and draining is None:
                 draining = time.monotonic()
                 self._progress.note("stopping: running shards finish, no new ones begin (once more to stop at once)")
             if draining is not None and self._drained(draining):
@@ -159,29 +117,29 @@ class _Run:
             if draining is None:
                 self._recruit()
                 self._advance()
-            self._listen()
-            self._progress.show(self._monitor.snapshot(self._schedule, self._at_work()))
+            self.fleet.feel_pulses()
+            for call, answer in self.fleet.listen(POLL_SECONDS):
+                self._take(call, answer)
+            if time.monotonic() >= show:
+                show = time.monotonic() + SHOW_SECONDS
+                self._progress.show(self._monitor.snapshot(self._schedule, self.fleet.at_work()))
         return False
 
     def result(self, stopped: bool, seconds: float) -> Result:
         """Write the accounts and say how the run ended."""
+        rates = self._monitor.rates(self.fleet.most_at_work)
         if self._job is None:
-            return self._stopped_early(seconds)
+            message = "stopped before the first shard; run the same command again"
+            return Result(ExitCode.STOPPED, message, self._output.summary() or {}, rates, seconds)
         quarantined = self._todo.given_up | {
             shard: {"kind": failure.kind.value, "reason": failure.reason, "message": failure.message}
             for shard, failure in self._schedule.quarantined().items()
         }
         summary = self._output.summarise(list(self._shards.values()), quarantined)
-        code, message = verdict(summary, stopped, self._config.limits.max_reject_fraction)
+        code, message = verdict(summary, stopped, self._config.limits.max_reject_fraction, self._gate)
         if code is ExitCode.OK:
             self._output.succeed()
-        return Result(code, message, summary, self._monitor.rates(self._placement.most), seconds)
-
-    def dismiss(self) -> None:
-        """End all actors."""
-        for actor in self._actors.values():
-            ray.kill(actor.handle)
-        self._actors.clear()
+        return Result(code, message, summary, rates, seconds)
 
     # --- one turn of the loop ---
 
@@ -190,69 +148,63 @@ class _Run:
         return self._stop.now or over or not self._schedule.count(State.RUNNING)
 
     def _check_health(self) -> None:
-        idle, limits = self._monitor.idle_seconds, self._config.limits
+        idle, limits, placement = self._monitor.idle_seconds, self._config.limits, self.fleet.placement
         if idle > 2 * limits.stall_seconds:  # a stalled attempt ends after once that time, and its end counts as a move
             raise RunFailed(
                 f"nothing has moved for {idle:.0f} s (limits.stall_seconds is {limits.stall_seconds:g}): "
-                f"{self._at_work()} of {self._placement.most} actors are ready; the cluster has "
-                f"{ray.cluster_resources().get('CPU', 0):.0f} CPUs and {ray.cluster_resources().get('GPU', 0):.0f} "
-                f"GPUs, an actor asks for {self._placement.cpus} and {self._placement.gpus:g}"
+                f"{self.fleet.at_work()} of {placement.most} actors are ready; each asks for {placement.cpus} CPUs and "
+                f"{placement.gpus:g} GPUs: does the cluster have them?"
             )
         fraction = self._monitor.reject_fraction()
-        if fraction is not None and fraction > limits.max_reject_fraction:
-            self._stop.signals = max(self._stop.signals, 1)
+        if not self._gate and fraction is not None and fraction > limits.max_reject_fraction:
+            self._gate = (
+                f"{fraction:.1%} of the samples of this run were rejected "
+                f"(limits.max_reject_fraction is {limits.max_reject_fraction:.1%})"
+            )
+            self._progress.note(self._gate)
 
     def _end_stalled(self) -> None:
         """End the actors of attempts that no longer move: a thread cannot be ended alone."""
         for assignment, why in self._schedule.stalled(time.monotonic()):
-            if assignment.actor in self._actors:  # else it was ended for another of its shards
-                self._dismiss(assignment.actor, f"{self._shards[assignment.shard].url}: {why}", assignment.shard)
+            if assignment.actor in self.fleet.actors:  # else it was ended for another of its shards
+                self._replace(assignment.actor, f"{self._shards[assignment.shard].url}: {why}", assignment.shard)
 
     def _recruit(self) -> None:
         """Ask for as many actors as may be, while shards wait; those that find no place yet join when there is one."""
         waiting, running = self._schedule.count(State.WAITING), self._schedule.count(State.RUNNING)
-        if not waiting and self._actors:
-            return
-        for _ in range(min(self._placement.most, max(1, waiting + running)) - len(self._actors)):
-            remote = ray.remote(RemoteWorker).options(
-                num_cpus=self._placement.cpus,
-                num_gpus=self._placement.gpus,
-                max_restarts=0,  # an actor that died is replaced here, where its shards are known
-                max_concurrency=self._config.cluster.shards_in_flight + 3,  # the shards, pulse and cancel beside them
-            )
-            name = next(self._names)
-            handle = remote.remote(self._config, self._placement.cpus, self._placement.device)
-            self._actors[name] = _Actor(handle)
-            self._call(name, "load")
+        if waiting or not self.fleet.actors:
+            for _ in range(min(self.fleet.placement.most, max(1, waiting + running)) - len(self.fleet.actors)):
+                self.fleet.recruit()
 
     def _advance(self) -> None:
         """Take every actor to its next step: measure, start, tokenize."""
         if self._job is None:
             self._calibrate()
             return
-        for name, actor in list(self._actors.items()):
-            if actor.phase is _Phase.LOADED:
-                actor.phase = _Phase.STARTING
-                self._call(name, "start", self._job["fingerprint"], self._batch_size)
-            elif actor.phase is _Phase.READY:
+        for name, actor in list(self.fleet.actors.items()):
+            if actor.phase is Phase.LOADED:
+                actor.phase = Phase.STARTING
+                self.fleet.call(name, "start", self._job["fingerprint"], self._job["batch_size"])
+            elif actor.phase is Phase.READY:
                 self._supply(name, actor)
                 self._release(name, actor)
 
     def _calibrate(self) -> None:
-        loaded = [name for name, actor in self._actors.items() if actor.phase is _Phase.LOADED]
-        if self._measuring is None and loaded:
-            first = self._spoilt * CALIBRATION_SHARDS  # a shard that killed the calibration is not tried again
-            shards = self._pending[first : first + CALIBRATION_SHARDS]
-            if not shards:
-                self._claim(None)
-                return
-            self._measuring = loaded[0]
-            there = self._output.job()
-            fixed = self._config.model.batch_size
-            size = fixed if fixed != "auto" else ((there or {}).get("batch_size") or None)
-            self._call(loaded[0], "measure", shards, size)
+        """Have the first actor that loaded the model measure; without work to do, claim OUTPUT at once."""
+        loaded = [name for name, actor in self.fleet.actors.items() if actor.phase is Phase.LOADED]
+        if self._measuring is not None or not loaded:
+            return
+        first = self._spoilt * CALIBRATION_SHARDS  # a shard that killed the calibration is not tried again
+        shards = self._todo.pending[first : first + CALIBRATION_SHARDS] if self._spoilt < MAX_SPOILT else []
+        if not shards:
+            self._claim(None)
+            return
+        self._measuring = loaded[0]
+        there, given = self._output.job(), self._config.model.batch_size
+        size = there["batch_size"] if there else (given if given != "auto" else None)
+        self.fleet.call(loaded[0], "measure", shards, size)
 
-    def _supply(self, name: str, actor: _Actor) -> None:
+    def _supply(self, name: str, actor: Actor) -> None:
         while actor.running < self._config.cluster.shards_in_flight:
             assignment = self._schedule.next(name, time.monotonic())
             if assignment is None:
@@ -260,68 +212,40 @@ class _Run:
             actor.running += 1
             self._monitor.begun()
             shard = self._shards[assignment.shard]
-            self._call(name, "tokenize", shard, assignment.attempt, assignment.careful, assignment=assignment)
-        if time.monotonic() >= actor.pulse_due:
-            actor.pulse_due = float("inf")  # until it answers
-            self._call(name, "pulse")
+            task = Task(shard, assignment.attempt, assignment.careful, shard.id in self._todo.withdrawn)
+            self.fleet.call(name, "tokenize", task, assignment=assignment)
 
-    def _release(self, name: str, actor: _Actor) -> None:
+    def _release(self, name: str, actor: Actor) -> None:
         """Give back the place of an actor that has had nothing to do for a while, as the queue is empty."""
         now = time.monotonic()
         if actor.running or self._schedule.count(State.WAITING):
             actor.idle_since = now
-        elif now - actor.idle_since > RELEASE_SECONDS and len(self._actors) > 1:
-            ray.kill(self._actors.pop(name).handle)
-
-    def _call(self, name: str, method: str, *arguments: Any, assignment: Assignment | None = None) -> None:
-        ref = self._actors[name].handle.call.remote(method, *arguments)
-        self._calls[ref] = _Call(name, method, assignment)
-
-    def _listen(self) -> None:
-        """Take in whatever has been answered."""
-        if not self._calls:
-            time.sleep(POLL_SECONDS)
             return
-        ready, _ = ray.wait(list(self._calls), timeout=POLL_SECONDS)
-        for ref in ready:
-            call = self._calls.pop(ref)
-            if call.actor not in self._actors:
-                continue  # it was lost; its shards are requeued already
-            try:
-                answer = ray.get(ref)
-            except RayActorError as error:
-                self._lost(call.actor, error)
-            except RayTaskError as error:
-                cause = error.cause
-                if isinstance(cause, TokenmillError):
-                    raise cause from None
-                raise RunFailed(f"{call.actor} failed in {call.method}: {error}") from error
-            else:
-                self._take(call, answer)
+        # one may be needed to repeat each straggler
+        needed = max(self.fleet.placement.fewest, self._schedule.count(State.RUNNING) + 1)
+        if now - actor.idle_since > RELEASE_SECONDS and len(self.fleet.actors) > needed:
+            self.fleet.dismiss(name)
 
-    def _take(self, call: _Call, answer: Any) -> None:
-        if isinstance(answer, Identity):
+    # --- what actors answer ---
+
+    def _take(self, call: Call, answer: Any) -> None:
+        if isinstance(answer, Lost):
+            self._lost(call, answer)
+        elif isinstance(answer, Identity):
             self._loaded(call.actor, answer)
         elif call.method == "measure":
             self._claim(answer)
         elif call.method == "start":
-            self._actors[call.actor].phase = _Phase.READY
-            self._actors[call.actor].idle_since = time.monotonic()
+            self._stillborn = 0
         elif isinstance(answer, Pulse):
-            now = time.monotonic()
-            self._actors[call.actor].pulse_due = now + PULSE_SECONDS
             self._monitor.reading(call.actor, answer.reading)
             for shard, attempt, moved in answer.moved:
-                self._schedule.progress(shard, attempt, moved, now)
+                self._schedule.progress(shard, attempt, moved, time.monotonic())
         elif call.assignment is not None:
-            self._actors[call.actor].running -= 1
             self._tokenized(call.assignment, answer)
-
-    # --- what actors answer ---
 
     def _loaded(self, name: str, found: Identity) -> None:
         self._monitor.touch()
-        self._stillborn = 0
         if self._identity is None:
             self._identity = found
         elif found != self._identity:
@@ -329,79 +253,70 @@ class _Run:
                 f"{name} loaded another model than the first actor (weights {found.weights[:12]}, first "
                 f"{self._identity.weights[:12]}); put the same files on every node, or give a URL"
             )
-        self._actors[name].phase = _Phase.LOADED
 
     def _claim(self, calibration: Calibration | None) -> None:
         """Fix what the run is, and claim OUTPUT for it."""
         assert self._identity is not None
         self._monitor.touch()
-        precision = self._identity.precision
-        floor = self._config.model.min_agreement
+        precision, floor = self._identity.precision, self._config.model.min_agreement
+        if calibration is None and self._todo.pending and precision is not Precision.EXACT:
+            raise UsageError(
+                f"the agreement of precision {precision} with {Precision.EXACT} could not be measured: no image could "
+                "be read; use model.precision=exact, or mend the first shards"
+            )
         if calibration is not None and calibration.agreement < floor:
             raise UsageError(
                 f"precision {precision} keeps only {calibration.agreement:.2%} of the tokens of precision "
                 f"{Precision.EXACT} (model.min_agreement is {floor:.2%}); choose a finer precision, or lower the floor"
             )
-        self._monitor.calibration = calibration
-        self._job = self._output.claim(job_document(self._config, self._identity, calibration))
         given = self._config.model.batch_size
-        self._batch_size = calibration.batch_size if calibration else (given if given != "auto" else SAFE_BATCH)
+        size = calibration.batch_size if calibration else (given if given != "auto" else SAFE_BATCH)
+        document = job_document(self._config, self._identity, calibration, size)
+        self._job = self._output.claim(document, overwrite=self._config.output.allow_overwrite_commit)
+        self._monitor.calibration = calibration
         merged = self._output.extend_manifest(self._todo.given, self._todo.refrozen)
         self._shards = {shard.id: shard for shard in merged}
-        if self._pending:
-            self._output.reopen(self._todo.withdrawn)
+        if self._todo.pending:
+            self._output.reopen()
 
     def _tokenized(self, assignment: Assignment, answer: ShardReport | Failure) -> None:
-        shard = self._shards[assignment.shard]
+        now = time.monotonic()
         if isinstance(answer, ShardReport):
-            losers = self._schedule.done(assignment.shard, assignment.attempt, time.monotonic())
+            losers = self._schedule.done(assignment.shard, assignment.attempt, now)
             if losers is not None:
                 self._monitor.committed(answer)
             for loser in losers or ():
-                if loser.actor in self._actors:
-                    self._call(loser.actor, "cancel", loser.shard, loser.attempt)
+                self.fleet.call(loser.actor, "cancel", loser.shard, loser.attempt)
             return
         if answer.kind is Kind.FATAL:
             raise UsageError(answer.message)
-        self._monitor.touch()
-        if not self._schedule.failed(assignment.shard, assignment.attempt, answer, time.monotonic()):
+        if answer.reason == UNFIT:
+            self._replace(assignment.actor, answer.message, blame=False)
             return
-        given_up = self._schedule.state(assignment.shard) is State.QUARANTINED
-        what = "quarantined" if given_up else "will be tried again"
-        self._progress.note(f"{shard.url}: attempt {assignment.attempt} failed, {what}: {answer.message}")
+        self._monitor.touch()
+        if self._schedule.failed(assignment.shard, assignment.attempt, answer, now):
+            given_up = self._schedule.state(assignment.shard) is State.QUARANTINED
+            what = "quarantined" if given_up else "will be tried again"
+            url = self._shards[assignment.shard].url
+            self._progress.note(f"{url}: attempt {assignment.attempt} failed, {what}: {answer.message}")
 
-    def _lost(self, name: str, error: RayActorError) -> None:
-        """An actor died, or cannot be reached any more."""
-        actor = self._actors[name]
-        if self._measuring == name:
+    def _lost(self, call: Call, lost: Lost) -> None:
+        """An actor died, cannot be reached any more, or is of no use."""
+        if isinstance(lost.cause, UsageError) and self._job is None:
+            raise lost.cause  # the model or the configuration, not this actor
+        if self._measuring == call.actor:
             self._measuring = None
             self._spoilt += 1
-        if actor.phase is _Phase.LOADING:
+        if self.fleet.actors[call.actor].phase is not Phase.READY:
             self._stillborn += 1
-            if self._stillborn >= MAX_STILLBORN:
-                raise RunFailed(f"{self._stillborn} actors in a row died while loading the model: {error}") from error
-        self._dismiss(name, f"its process died while the shard was in flight: {error}", blame=not _node_lost(error))
+            if self._stillborn >= MAX_STILLBORN and not self.fleet.at_work():
+                raise RunFailed(f"{self._stillborn} actors in a row ended before they were ready: {lost.message}")
+        self._replace(call.actor, f"it died: {lost.message}", blame=not lost.with_node)
 
-    def _dismiss(self, name: str, message: str, stalled: str | None = None, *, blame: bool = True) -> None:
-        """Take an actor off the list; its shards go back to the queue."""
+    def _replace(self, name: str, message: str, stalled: str | None = None, *, blame: bool = True) -> None:
+        """Take an actor off the list; its shards go back to the queue, and the next turn recruits another."""
         self._monitor.touch()
-        ray.kill(self._actors.pop(name).handle)  # it may only have become unreachable
+        self.fleet.dismiss(name)
         shards = self._schedule.lost(name, message, time.monotonic(), stalled=stalled, blame=blame)
         names = ", ".join(self._shards[shard].url for shard in shards) or "none"
-        what = f"was ended ({message})" if stalled else "died"
-        self._progress.note(f"{name} {what} and is replaced; its shards go back to the queue: {names}")
-
-    # --- the end ---
-
-    def _at_work(self) -> int:
-        return sum(actor.phase is _Phase.READY for actor in self._actors.values())
-
-    def _stopped_early(self, seconds: float) -> Result:
-        summary = self._output.summary() or {}
-        message = "stopped before the first shard; run the same command again"
-        return Result(ExitCode.STOPPED, message, summary, self._monitor.rates(0), seconds)
-
-
-def _node_lost(error: RayActorError) -> bool:
-    """Whether the actor went down with its node: then no shard of it is under suspicion."""
-    return bool(getattr(error, "preempted", False)) or "node has died" in str(error)
+        self._progress.note(f"{name} is replaced ({message}); its shards go back to the queue: {names}")

@@ -28,6 +28,7 @@ from pipeline.tokens.schema import TokenSpec
 CPU_IMAGES = 2
 FIRST_BATCH = {"cuda": 8, "cpu": CPU_IMAGES}
 LARGEST_BATCH = 512
+RATE_SECONDS = 0.3  # one measurement of a batch size
 FLAT = 1.05  # a doubled batch that gains less than 5 percent is not worth its memory
 
 Images = npt.NDArray[np.uint8]
@@ -113,11 +114,12 @@ class Engine:
         self._encode = torch.compile(encode) if compiled else encode
         self._lane = ThreadPoolExecutor(1, "device", torch.set_num_threads, (threads or torch.get_num_threads(),))
         self._copy_stream: Any = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self.may_halve = True
         self.set_batch_size(batch_size)
 
     def set_batch_size(self, batch_size: int) -> None:
         """Fix the batch shapes that the device will see from now on."""
-        self.batch_size = batch_size
+        self.batch_size = self._fits = batch_size
         self._shapes = batch_shapes(batch_size)
 
     def submit(self, images: Images) -> "Future[Encoding]":
@@ -128,14 +130,10 @@ class Engine:
         """Indices [n, h, w] of n <= batch_size images."""
         return self.submit(images).result().indices()
 
-    def decode(self, indices: npt.NDArray[Any]) -> Images:
-        """Images [n, size, size, 3] that the indices [n, h, w] stand for."""
-        with torch.inference_mode():
-            pixels: torch.Tensor = self._model.decode_indices(
-                torch.from_numpy(indices.astype(np.int64)).to(self.device)
-            )
-            pixels = pixels.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-            return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    def warm_up(self) -> None:
+        """Run every batch shape once: compilation and algorithm choice happen now."""
+        for shape in self._shapes:
+            self.encode(np.zeros((shape, self.image_size, self.image_size, 3), np.uint8))
 
     def close(self) -> None:
         """End the device's lane."""
@@ -155,7 +153,7 @@ class Engine:
         count = len(images)
         pinned = torch.from_numpy(_padded(images, padded_size(count, self._shapes))).pin_memory()
         compute = torch.cuda.current_stream(self.device)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start, end = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._copy_stream):
             batch = pinned.to(self.device, non_blocking=True)
         compute.wait_stream(self._copy_stream)
@@ -169,13 +167,15 @@ class Engine:
         return _OnCuda(host, start, end, count, self.meter)
 
     def _halving(self, batch: torch.Tensor) -> torch.Tensor:
-        """Encode a batch; if the device's memory does not suffice, in halves."""
-        try:
-            return self._encode(batch)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-        torch.cuda.empty_cache()
+        """Encode a batch; if the device's memory does not suffice, in halves from now on."""
+        if len(batch) <= self._fits:
+            try:
+                return self._encode(batch)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1 or not self.may_halve:
+                    raise
+                self._fits = len(batch) // 2
+            torch.cuda.empty_cache()
         half = len(batch) // 2
         return torch.cat([self._halving(batch[:half]), self._halving(batch[half:])])
 
@@ -198,6 +198,7 @@ def sweep(engine: Engine, images: Images, batch_size: int | None, seconds: float
     """
     rates: dict[int, float] = {}
     size, deadline = batch_size or FIRST_BATCH[engine.device.type], time.monotonic() + seconds
+    engine.may_halve = False  # here memory that is short must show
     while True:
         try:
             rates[size] = _rate(engine, images, size)
@@ -207,6 +208,7 @@ def sweep(engine: Engine, images: Images, batch_size: int | None, seconds: float
         if batch_size or flat or engine.device.type == "cpu" or size >= LARGEST_BATCH or time.monotonic() > deadline:
             break
         size *= 2
+    engine.may_halve = True
     if not rates:
         raise ModelError(f"batches of {size} images of {engine.image_size} pixels do not fit into the device's memory")
     engine.set_batch_size(max(rates, key=lambda candidate: rates[candidate]))
@@ -214,26 +216,35 @@ def sweep(engine: Engine, images: Images, batch_size: int | None, seconds: float
 
 
 def agreement(engine: Engine, images: Images) -> float:
-    """The fraction of tokens of at most one batch of `images` that equal those of precision `exact`."""
+    """The fraction of the tokens of `images` that equal those of precision `exact`."""
     if engine.precision is Precision.EXACT:
         return 1.0
-    images = images[: engine.batch_size]
-    tokens, engine.precision, own = engine.encode(images), Precision.EXACT, engine.precision
+    own, tokens = engine.precision, _encode_all(engine, images)
+    engine.precision = Precision.EXACT
     try:
-        return float((engine.encode(images) == tokens).mean())
+        return float((_encode_all(engine, images) == tokens).mean())
     finally:
         engine.precision = own
 
 
+def _encode_all(engine: Engine, images: Images) -> Indices:
+    size = engine.batch_size
+    return np.concatenate([engine.encode(images[i : i + size]) for i in range(0, len(images), size)])
+
+
 def _rate(engine: Engine, images: Images, size: int) -> float:
+    """Images/s on ready batches, the next one always submitted before the last one is waited for."""
     engine.set_batch_size(size)
     batch = np.resize(images, (size, *images.shape[1:]))
     engine.encode(batch)  # warm up: allocations, algorithm choice, compilation
-    start, done = time.perf_counter(), 0
-    while done < 2 * size or time.perf_counter() - start < 0.3:
-        engine.encode(batch)
+    start, done, ahead = time.perf_counter(), 0, [engine.submit(batch)]
+    while done < 2 * size or time.perf_counter() - start < RATE_SECONDS:
+        ahead.append(engine.submit(batch))
+        ahead.pop(0).result().indices()
         done += size
-    return done / (time.perf_counter() - start)
+    rate = done / (time.perf_counter() - start)
+    ahead.pop().result().indices()
+    return rate
 
 
 def _padded(images: Images, size: int) -> Images:

@@ -4,7 +4,8 @@
     ├── UsageError              stop, exit 2: the user changes the command or the configuration
     │   ├── ModelError            the VQ model cannot be read, or is not what the job asks for
     │   ├── FingerprintMismatch   the output holds tokens of another model, recipe or precision
-    │   └── StoreRefused          the output store cannot give the guarantees of a commit
+    │   ├── StoreRefused          the output store cannot give the guarantees of a commit
+    │   └── NotAPart              something that Tokenmill did not write lies where a part belongs
     ├── ShardError              this shard is bad: charge the attempt, retry, at last quarantine (`reason`)
     ├── StorageError            transport failed: not the shard's fault, retry without blame
     │   └── NotFound              the object does not exist (the caller knows whether that is an error)
@@ -37,6 +38,10 @@ class FingerprintMismatch(UsageError):
 
 class StoreRefused(UsageError):
     """The output store has no working create-if-absent, so no commit on it can be exactly-once."""
+
+
+class NotAPart(UsageError):
+    """A file under `tokens/` is damaged, or none that Tokenmill wrote."""
 
 
 class ShardFault(StrEnum):

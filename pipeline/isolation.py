@@ -5,6 +5,7 @@ that answers over a pipe; when it dies, hangs or runs out of memory, the sample 
 and the next one gets a new child.
 """
 
+import ctypes
 import resource
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from pipeline.errors import Reject, Stage
 from pipeline.images import ImageConfig, Prepared, configure_pillow, find_image, prepare
 
 CRASHED = "crashed"
+READY = "ready"
+START_SECONDS = 60.0  # of the child: imports, on a busy machine
 
 
 def prepare_sample(members: Mapping[str, bytes], image: ImageConfig) -> Prepared | Reject:
@@ -34,6 +37,9 @@ class IsolatedDecoder:
         image: recipe and limits.
         seconds: a sample that takes longer is rejected.
         memory_bytes: address space of the child.
+
+    Raises:
+        OSError: on a call, if no child can be started; no sample is blamed for that.
     """
 
     def __init__(self, image: ImageConfig, seconds: float, memory_bytes: int) -> None:
@@ -66,6 +72,12 @@ class IsolatedDecoder:
             command = [sys.executable, "-m", "pipeline.isolation", str(theirs.fileno()), str(self._memory_bytes)]
             self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: S603 - our own module
         self._pipe = ours
+        try:
+            ready = ours.poll(START_SECONDS) and ours.recv() == READY
+        except (EOFError, OSError):
+            ready = False
+        if not ready:
+            raise OSError(f"the decoding process does not start (exit code {self._end()}); is pipeline importable?")
         return ours
 
     def _bury(self, why: str | None) -> Reject:
@@ -93,14 +105,24 @@ def main(handle: int, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's business
+    _die_with_parent()
     configure_pillow()
     pipe = Connection(handle)
+    pipe.send(READY)
     while True:
         try:
             members, image = pipe.recv()
         except EOFError:
             return
         pipe.send(prepare_sample(members, image))
+
+
+def _die_with_parent() -> None:
+    """On Linux, ask for a SIGKILL when the actor dies: a child that hangs would not notice the closed pipe."""
+    pr_set_pdeathsig = 1
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pipeline.commit import Outcome
 from pipeline.encoding import Precision
 from pipeline.meter import Reading
+from pipeline.shards.manifest import Shard
 from pipeline.tokens.schema import Counts, TokenSpec
+
+UNFIT = "unfit"  # reason of a failure after which the actor is of no more use
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,30 @@ class Calibration:
         """Images/s of the model alone at the chosen batch size."""
         return self.rates[self.batch_size]
 
+    @property
+    def together(self) -> float:
+        """Images/s that decode and model allow together: the slower one; on a CPU, where they share the cores, the rate
+        at which the summed time per image fits."""
+        model, decode = self.model_rate, self.decode_rate
+        return 1 / (1 / model + 1 / decode) if self.device == "cpu" else min(model, decode)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One attempt at one shard, as an actor is told.
+
+    Attributes:
+        shard: what to tokenize.
+        attempt: its number, for `pulse` and `cancel`.
+        careful: decode every sample in a child process, because this shard took processes with it.
+        replace: put the part in the place of the one that is there.
+    """
+
+    shard: Shard
+    attempt: int
+    careful: bool = False
+    replace: bool = False
+
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
@@ -72,12 +99,8 @@ class ShardReport:
 
     Attributes:
         counts: its accounts.
-        reasons: rejects by reason.
         outcome: whether this attempt or another one published the part.
-        part_bytes: size of the part.
     """
 
     counts: Counts
-    reasons: dict[str, int]
     outcome: Outcome
-    part_bytes: int

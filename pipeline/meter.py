@@ -57,6 +57,12 @@ class Meter:
         with self._lock:
             self._done.update(images=images, samples=samples, rejects=rejects, bytes_read=bytes_read)
 
+    def reset(self) -> None:
+        """Forget what was counted."""
+        with self._lock:
+            self._busy.clear()
+            self._done.clear()
+
     def read(self) -> Reading:
         """What has been counted so far."""
         with self._lock:

@@ -120,10 +120,6 @@ class Monitor:
         if reading != self._readings.get(actor):
             self.touch()
         self._readings[actor] = reading
-        total = self._total()
-        self._history.append((self.now(), total.images, total.bytes_read))
-        while self._history[-1][0] - self._history[0][0] > WINDOW_SECONDS:
-            self._history.popleft()
 
     @property
     def idle_seconds(self) -> float:
@@ -135,8 +131,12 @@ class Monitor:
         return self.rejects / self.samples if self.samples >= MIN_SAMPLES_TO_JUDGE else None
 
     def snapshot(self, schedule: Schedule, actors: int) -> Snapshot:
-        """The state of the run now."""
-        total, (rate, byte_rate) = self._total(), self._lately()
+        """The state of the run now; the rate is that since the snapshots of the last seconds."""
+        total = self._total()
+        self._history.append((self.now(), total.images, total.bytes_read))
+        while self._history[-1][0] - self._history[0][0] > WINDOW_SECONDS:
+            self._history.popleft()
+        rate, byte_rate = self._lately()
         left = max(0, self.bytes_to_do - total.bytes_read)
         return Snapshot(
             shards_total=self.shards_total,
@@ -157,9 +157,8 @@ class Monitor:
         done = self.rows / seconds if seconds > 0 else 0.0
         if self.calibration is None:
             return Rates(done, 0.0, 0.0, 0.0)
-        model, decode = self.calibration.model_rate * actors, self.calibration.decode_rate * actors
-        together = 1 / (1 / model + 1 / decode) if self.calibration.device == "cpu" else min(model, decode)
-        return Rates(done, model, decode, together)
+        found = self.calibration
+        return Rates(done, found.model_rate * actors, found.decode_rate * actors, found.together * actors)
 
     def _lanes(self, actors: int) -> dict[str, int]:
         shards = actors * self.shards_in_flight
@@ -184,28 +183,36 @@ class Monitor:
         return (images1 - images0) / seconds, (bytes1 - bytes0) / seconds
 
 
-def verdict(summary: dict[str, Any], stopped: bool, max_reject_fraction: float) -> tuple[ExitCode, str]:
+def verdict(
+    summary: dict[str, Any], stopped: bool, max_reject_fraction: float, gate: str | None = None
+) -> tuple[ExitCode, str]:
     """The exit code of a run, and one sentence that says why.
 
     Args:
         summary: the accounts of OUTPUT.
         stopped: the run ended before all shards were in a final state.
         max_reject_fraction: more rejects than this fail the run.
+        gate: why the run stopped itself, if it did.
     """
     shards = summary["shards"]
     done = f"{shards['committed']:,} of {shards['total']:,} shards are committed"
     fraction = summary["rejects"] / summary["samples"] if summary["samples"] else 0.0
-    if fraction > max_reject_fraction:
+    if gate or fraction > max_reject_fraction:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["rejects_by_reason"].items())
-        return ExitCode.INCOMPLETE, (
-            f"{fraction:.1%} of the samples were rejected (limits.max_reject_fraction is {max_reject_fraction:.1%}): "
-            f"{reasons}; {done}"
+        what = gate or (
+            f"{fraction:.1%} of the samples were rejected (limits.max_reject_fraction is {max_reject_fraction:.1%})"
         )
+        return ExitCode.INCOMPLETE, f"{what}: {reasons}; {done}"
     if stopped:
         return ExitCode.STOPPED, f"stopped: {done}; run the same command again to go on"
     if shards["quarantined"]:
         return ExitCode.INCOMPLETE, (
             f"finished, but {shards['quarantined']:,} shards are quarantined (summary.json names them): {done}; "
             "mend them and run again with --retry-quarantined"
+        )
+    if shards["committed"] < shards["total"]:
+        return ExitCode.FAILED, (
+            f"every shard was reported done, but only {done}; is OUTPUT one place for all nodes, and did nobody delete "
+            "parts?"
         )
     return ExitCode.OK, f"finished: {done}"

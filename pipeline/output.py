@@ -6,12 +6,13 @@ Only `tokens/` is truth: a shard is done if its part can be listed. The rest is 
 manifest.parquet) or can be rebuilt from the parts' footers at any time (README.md, rejects.parquet, summary.json).
 """
 
-import io
 import json
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.card import dataset_card
+from pipeline.commit import publish
 from pipeline.errors import AlreadyExists, FingerprintMismatch, NotFound, UsageError
 from pipeline.fingerprint import differences
 from pipeline.shards.manifest import Shard, from_parquet, shard_id, to_parquet
@@ -29,6 +31,7 @@ from pipeline.tokens.schema import PartFooter, RejectedSample
 from pipeline.urls import canonical, join
 
 FOOTER_THREADS = 16
+FOOTERS_AHEAD = 1000  # in memory at once
 REJECT_SCHEMA = pa.schema(
     [("key", pa.string()), ("shard", pa.string()), ("sample_index", pa.uint32())]
     + [(name, pa.string()) for name in ("stage", "reason", "detail")]
@@ -43,21 +46,25 @@ class Output:
 
     # --- before the first part ---
 
-    def claim(self, job: dict[str, Any]) -> dict[str, Any]:
+    def claim(self, job: dict[str, Any], *, overwrite: bool = False) -> dict[str, Any]:
         """Write job.json if there is none, else check that it describes the same tokens; returns the one that counts.
+
+        Args:
+            job: what this run would write.
+            overwrite: the store has no create-if-absent, and the user accepted that.
 
         Raises:
             FingerprintMismatch: OUTPUT holds another configuration's tokens; the message names what differs.
         """
-        url = join(self.url, "job.json")
+        if self.job() is not None:
+            return self._agree(job)
+        self._accounts(list(self.parts().values()), job["fingerprint"])  # parts without a job.json: are they ours?
         with TemporaryDirectory() as folder:
             path = Path(folder, "job.json")
             path.write_text(json.dumps(job, indent=2, sort_keys=True))
-            try:
-                self.storage.create(url, path)
-            except AlreadyExists:
-                return self._agree(job)
-        return job
+            with suppress(AlreadyExists):  # another driver was faster
+                publish(self.storage, path, join(self.url, "job.json"), overwrite=overwrite)
+        return self._agree(job)
 
     def job(self) -> dict[str, Any] | None:
         """The job.json, None if OUTPUT has none.
@@ -101,11 +108,11 @@ class Output:
         except NotFound:
             return []
 
-    def reopen(self, withdrawn: Iterable[str] = ()) -> None:
-        """Take back _SUCCESS, and the parts that are to be made again: there is work to do."""
+    def reopen(self) -> None:
+        """There is work to do again: take back _SUCCESS, and sweep what killed processes left beside the parts."""
         self.storage.delete(join(self.url, "_SUCCESS"))
-        for shard in withdrawn:
-            self.storage.delete(join(self.url, "tokens", f"{shard}.parquet"))
+        for blob in self.storage.list_folder(join(self.url, "tokens"), ".tmp"):
+            self.storage.delete(blob.url)
 
     # --- the parts ---
 
@@ -120,8 +127,10 @@ class Output:
         Raises:
             NotAPart: one of them is no part of ours.
         """
+        waiting = iter(parts)
         with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-            yield from pool.map(lambda blob: read_footer(self.storage, blob.url), parts)
+            while some := list(islice(waiting, FOOTERS_AHEAD)):
+                yield from pool.map(lambda blob: read_footer(self.storage, blob.url), some)
 
     def with_rejects(self, parts: Mapping[str, Blob]) -> list[str]:
         """The shard ids of the parts that have rejects."""
@@ -130,10 +139,11 @@ class Output:
     def given_up(self) -> dict[str, dict[str, str]]:
         """Shard id -> {kind, reason, message} of the shards that the last run quarantined through their own fault."""
         failures = (self.summary() or {}).get("quarantined", [])
+        words = ("kind", "reason", "message")
         return {
-            shard_id(failure["shard"]): {name: failure[name] for name in ("kind", "reason", "message")}
+            shard_id(failure["shard"]): {name: failure[name] for name in words}
             for failure in failures
-            if failure["kind"] == "task"
+            if failure.keys() >= {"shard", *words} and failure["kind"] == "task"
         }
 
     # --- what is derived from them ---
@@ -145,18 +155,20 @@ class Output:
             manifest: the frozen shards.
             quarantined: shard id -> {kind, reason, message} of the shards given up.
         """
-        parts = self.parts()
-        rejects: list[dict[str, Any]] = []
-        accounts = self._accounts([parts[shard.id] for shard in manifest if shard.id in parts], rejects)
+        parts, job = self.parts(), self.job()
+        done = [parts[shard.id] for shard in manifest if shard.id in parts]
+        with TemporaryDirectory() as folder:
+            path = Path(folder, "rejects.parquet")
+            with pq.ParquetWriter(path, REJECT_SCHEMA, compression="zstd") as rejects:
+                accounts = self._accounts(done, job["fingerprint"] if job else None, rejects)
+            self.storage.put(join(self.url, "rejects.parquet"), path)
         urls = {shard.id: shard.url for shard in manifest}
         summary = {
             "shards": {"total": len(manifest), "committed": accounts.pop("parts"), "quarantined": len(quarantined)},
             **accounts,
             "quarantined": [{"shard": urls[shard], **failure} for shard, failure in sorted(quarantined.items())],
         }
-        self.storage.write(join(self.url, "rejects.parquet"), _parquet(rejects))
         self.storage.write(join(self.url, "summary.json"), json.dumps(summary, indent=2).encode())
-        job = self.job()
         if job is not None:
             self.storage.write(join(self.url, "README.md"), dataset_card(job, summary).encode())
         return summary
@@ -173,7 +185,7 @@ class Output:
         manifest, last = self.manifest(), self.summary() or {}
         parts = self.parts()
         quarantined = [failure for failure in last.get("quarantined", []) if shard_id(failure["shard"]) not in parts]
-        accounts = self._accounts([parts[shard.id] for shard in manifest if shard.id in parts])
+        accounts = self._accounts([parts[shard.id] for shard in manifest if shard.id in parts], job["fingerprint"])
         shards = {"total": len(manifest), "committed": accounts.pop("parts"), "quarantined": len(quarantined)}
         return {
             "success": self.succeeded(),
@@ -184,10 +196,10 @@ class Output:
         }
 
     def summary(self) -> dict[str, Any] | None:
-        """The last summary.json, None if there is none."""
+        """The last summary.json, None if there is none, or none that can be read: nothing depends on it."""
         try:
             return dict(json.loads(self.storage.read(join(self.url, "summary.json"))))
-        except NotFound:
+        except (NotFound, ValueError):
             return None
 
     def succeed(self) -> None:
@@ -198,15 +210,28 @@ class Output:
         """Whether the last run finished with every shard committed."""
         return self.storage.exists(join(self.url, "_SUCCESS"))
 
-    def _accounts(self, parts: list[Blob], rejects: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-        """The sums over the footers of `parts`; the rejected samples are appended to `rejects`."""
+    def _accounts(
+        self, parts: list[Blob], fingerprint: str | None, rejects: pq.ParquetWriter | None = None
+    ) -> dict[str, Any]:
+        """The sums over the footers of `parts`; the rejected samples are written to `rejects`.
+
+        Raises:
+            FingerprintMismatch: a part was made another way, or for another shard.
+        """
         totals, reasons, warnings = Counter[str](), Counter[str](), Counter[str]()
-        for footer in self.footers(parts):
+        for blob, footer in zip(parts, self.footers(parts), strict=True):
+            name = blob.url.rpartition("/")[2].removesuffix(".parquet")
+            if fingerprint not in (None, footer.fingerprint) or footer.shard["id"] != name:
+                raise FingerprintMismatch(
+                    f"{blob.url} holds tokens of another run (shard {footer.shard['id']}, fingerprint "
+                    f"{footer.fingerprint[:12]}); `tokenmill verify` lists all such parts: move them away"
+                )
             totals.update(asdict(footer.counts))
             warnings.update(footer.warnings)
             reasons.update(rejected.reject.reason for rejected in footer.rejects)
-            if rejects is not None:
-                rejects += [_reject_row(footer, rejected) for rejected in footer.rejects]
+            if rejects is not None and footer.rejects:
+                rows = [_reject_row(footer, rejected) for rejected in footer.rejects]
+                rejects.write_table(pa.Table.from_pylist(rows, REJECT_SCHEMA))
         return {
             "parts": len(parts),
             **{name: totals[name] for name in ("samples", "tokenized", "rows", "rejects")},
@@ -237,9 +262,3 @@ def _reject_row(footer: PartFooter, rejected: RejectedSample) -> dict[str, Any]:
         "reason": rejected.reject.reason,
         "detail": rejected.reject.detail,
     }
-
-
-def _parquet(rows: list[dict[str, Any]]) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, REJECT_SCHEMA), sink, compression="zstd")
-    return sink.getvalue()

@@ -115,7 +115,6 @@ def _forecast(
     text_bytes: float,
 ) -> Plan:
     model, decode = measured.model_rate, measured.decode_rate
-    actor_rate = 1 / (1 / model + 1 / decode) if measured.device == "cpu" else min(model, decode)
     row = spec.tokens_per_view * math.log2(spec.codebook_size) / 8 + ROW_BYTES + TEXT_RATIO * text_bytes
     return Plan(
         shards=len(shards),
@@ -125,9 +124,9 @@ def _forecast(
         device=measured.device,
         model_rate=model,
         decode_rate=decode,
-        actor_rate=actor_rate,
+        actor_rate=measured.together,
         actors=actors,
-        seconds=images / (actor_rate * actors),
+        seconds=images / (measured.together * actors),
         output_bytes=round(images * row),
         bottleneck="model" if model < decode else "decode",
         tokens=images * spec.tokens_per_view,

@@ -26,8 +26,9 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import ShardFault
 
@@ -65,6 +66,15 @@ class LimitsConfig(BaseModel):
     drain_seconds: float = Field(
         60.0, ge=0, description="after Ctrl-C or SIGTERM, how long running shards may take to finish (seconds)"
     )
+
+    @model_validator(mode="after")
+    def _sample_before_shard(self) -> Self:
+        if self.sample_seconds >= self.stall_seconds:
+            raise ValueError(
+                f"limits.sample_seconds must be below limits.stall_seconds ({self.stall_seconds:g}), so that a sample "
+                f"that hangs is found before its shard is given up, got {self.sample_seconds:g}"
+            )
+        return self
 
 
 class Kind(StrEnum):
@@ -148,7 +158,9 @@ class Schedule:
         self._later: list[tuple[float, str]] = []
         self._suspects: deque[str] = deque()
         self._actors: dict[str, _Load] = {}
+        self._emptying: str | None = None  # the actor that takes nothing more until it can take a suspect alone
         self._paces: deque[float] = deque(maxlen=PACES_KEPT)  # seconds per byte
+        self._quickest = float("inf")  # seconds: what even the smallest shard takes
         self._tally = dict.fromkeys(State, 0) | {State.WAITING: len(self._entries)}
 
     # --- what the driver asks ---
@@ -167,9 +179,11 @@ class Schedule:
         if self._suspects:
             if not load.shards:
                 load.isolated = True
+                self._emptying = None
                 return self._assign(self._suspects.popleft(), actor, now)
-            if not any(other.isolated for other in self._actors.values()):
-                return None  # this actor empties itself, to take a suspect alone
+            if self._emptying in (None, actor) and not any(other.isolated for other in self._actors.values()):
+                self._emptying = actor
+                return None
         if self._ready:
             return self._assign(heapq.heappop(self._ready)[1], actor, now)
         slow = self._slowest(actor, now)
@@ -216,6 +230,7 @@ class Schedule:
         return {
             shard: {attempt: one.actor for attempt, one in entry.running.items()}
             for shard, entry in self._running_entries()
+            if entry.state is State.RUNNING
         }
 
     # --- what the driver tells ---
@@ -230,25 +245,24 @@ class Schedule:
         """An attempt committed (or found the shard committed).
 
         Returns:
-            Other attempts at the shard, which should stop now; None if the report is stale.
+            Other attempts at the shard, which should stop now (they hold their place until they answer); None if the
+            report is stale.
         """
         entry = self._entries[shard]
-        if attempt not in entry.running:
+        if attempt in entry.running:
+            seconds = now - entry.running[attempt].started
+            self._paces.append(seconds / max(1, entry.size))
+            self._quickest = min(self._quickest, seconds)
+        if not self._ended(shard, attempt):
             return None
-        self._paces.append((now - entry.running[attempt].started) / max(1, entry.size))
-        self._release(shard, attempt)
-        losers = [Assignment(shard, other, one.actor) for other, one in entry.running.items()]
-        for loser in losers:
-            self._release(shard, loser.attempt)
         self._move(entry, State.DONE)
-        return losers
+        return [Assignment(shard, other, one.actor) for other, one in entry.running.items()]
 
     def failed(self, shard: str, attempt: int, failure: Failure, now: float) -> bool:
         """An attempt failed: retry later, or quarantine. False if the report is stale."""
         entry = self._entries[shard]
-        if attempt not in entry.running:
+        if not self._ended(shard, attempt):
             return False
-        self._release(shard, attempt)
         entry.last = failure
         if failure.kind is Kind.INFRA:
             entry.infra_failures += 1
@@ -280,10 +294,14 @@ class Schedule:
         """
         load = self._actors.get(actor, _Load())
         shards = sorted(load.shards)
+        if self._emptying == actor:
+            self._emptying = None
         for shard in shards:
             entry = self._entries[shard]
             attempt = next(number for number, one in entry.running.items() if one.actor == actor)
-            if shard == stalled:
+            if entry.state is State.DONE:
+                del entry.running[attempt]
+            elif shard == stalled:
                 entry.suspect = True
                 self.failed(shard, attempt, Failure(Kind.TASK, ShardFault.STALLED.value, message), now)
             elif load.isolated and blame:
@@ -301,8 +319,12 @@ class Schedule:
         entry = self._entries[shard]
         del entry.running[attempt]
         entry.last = Failure(Kind.INFRA, "actor_lost", message)
+        entry.infra_failures += 1
         entry.suspect |= suspect
         if entry.running:
+            return
+        if entry.infra_failures >= self._limits.max_infra_failures:
+            self._move(entry, State.QUARANTINED)
             return
         self._move(entry, State.WAITING)
         if entry.suspect:
@@ -319,24 +341,31 @@ class Schedule:
             self._move(entry, State.RUNNING)
         return Assignment(shard, entry.attempts, actor, entry.careful)
 
-    def _release(self, shard: str, attempt: int) -> None:
-        one = self._entries[shard].running.pop(attempt)
+    def _ended(self, shard: str, attempt: int) -> bool:
+        """Free the place of an attempt that answered. False if nobody waits for its answer any more."""
+        entry = self._entries[shard]
+        one = entry.running.pop(attempt, None)
+        if one is None:
+            return False
         load = self._actors[one.actor]
         load.shards.discard(shard)
         load.isolated = False
+        return entry.state is State.RUNNING
 
     def _slowest(self, actor: str, now: float) -> str | None:
         """The shard most overdue for its size that runs once, elsewhere, in company; None if none is overdue."""
         if not self._limits.speculate_factor or len(self._paces) < MIN_PACES:
             return None
-        usual = statistics.median(self._paces) * self._limits.speculate_factor
+        pace = statistics.median(self._paces)
         overdue: list[tuple[float, str]] = []
         for shard, entry in self._running_entries():
             one = next(iter(entry.running.values()))
-            if len(entry.running) == 1 and one.actor != actor and not entry.suspect:
-                overdue.append(((now - one.started) / max(1, entry.size), shard))
-        pace, shard = max(overdue, default=(0.0, ""))
-        return shard if pace > usual else None
+            once = entry.state is State.RUNNING and len(entry.running) == 1
+            if once and one.actor != actor and not entry.suspect:
+                usual = max(pace * entry.size, self._quickest)
+                overdue.append(((now - one.started) / max(1e-9, usual), shard))
+        times, shard = max(overdue, default=(0.0, ""))
+        return shard if times > self._limits.speculate_factor else None
 
     def _running_entries(self) -> list[tuple[str, _Entry]]:
         shards = dict.fromkeys(shard for load in self._actors.values() for shard in sorted(load.shards))

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from pipeline.commit import commit
+from pipeline.commit import Outcome, commit
 from pipeline.engine import Encoding, Engine, Images
 from pipeline.errors import Cancelled, Reject
 from pipeline.images import ImageConfig, Prepared, View
@@ -31,6 +31,7 @@ from pipeline.tokens.writer import OutputConfig, PartWriter
 from pipeline.urls import join
 
 DECODE_BUDGET = 256 << 20  # bytes of one shard's samples, encoded and decoded, between tar and device
+LARGEST_LABEL = (1 << 63) - 1
 BATCHES_IN_FLIGHT = 2  # one on the device, one waiting for it
 
 
@@ -78,21 +79,23 @@ class _Accounts:
     """What is counted while a shard goes through."""
 
     samples: int = 0
+    tokenized: int = 0
     rows: int = 0
     rejects: list[RejectedSample] = field(default_factory=list)
     warnings: Counter[str] = field(default_factory=Counter)
 
     def counts(self) -> Counts:
-        return Counts(self.samples, self.samples - len(self.rejects), self.rows, len(self.rejects))
+        return Counts(self.samples, self.tokenized, self.rows, len(self.rejects))
 
 
-def tokenize_shard(shard: Shard, line: Line, attempt: Attempt | None = None) -> ShardReport:
+def tokenize_shard(shard: Shard, line: Line, attempt: Attempt | None = None, *, replace: bool = False) -> ShardReport:
     """Tokenize one shard and publish its part.
 
     Args:
         shard: what to tokenize.
         line: what to do it with.
         attempt: to watch and stop this try from another thread.
+        replace: put the part in the place of the one that is there, in one step.
 
     Raises:
         Cancelled: `attempt.stop` was set; nothing was published.
@@ -123,10 +126,12 @@ def tokenize_shard(shard: Shard, line: Line, attempt: Attempt | None = None) -> 
                 writer.finish(footer)
         with line.meter.busy(Part.PUBLISH):
             url = join(line.output.url, "tokens", f"{shard.id}.parquet")
-            outcome = commit(line.storage, path, url, footer, overwrite=line.output.allow_overwrite_commit)
-        size = path.stat().st_size
-    reasons = Counter(rejected.reject.reason for rejected in accounts.rejects)
-    return ShardReport(footer.counts, dict(reasons), outcome, size)
+            if replace:
+                line.storage.put(url, path)
+                outcome = Outcome.DONE
+            else:
+                outcome = commit(line.storage, path, url, footer, overwrite=line.output.allow_overwrite_commit)
+    return ShardReport(footer.counts, outcome)
 
 
 class _Watched:
@@ -159,6 +164,7 @@ def _views(shard: Shard, line: Line, accounts: _Accounts, attempt: Attempt) -> I
             if isinstance(prepared, Reject):
                 accounts.rejects.append(RejectedSample(_key(sample), sample.index, prepared))
                 continue
+            accounts.tokenized += 1
             for view in prepared.views:
                 yield _row(sample, prepared, view, line.columns, accounts.warnings), view
         accounts.warnings.update(reader.stats.warnings)
@@ -246,7 +252,10 @@ def _label(sample: Sample, extension: str | None, warnings: Counter[str]) -> int
     if data is None:
         return None
     try:
-        return int(data)
+        label = int(data)
     except ValueError:
-        warnings["label_not_integer"] += 1
-        return None
+        label = LARGEST_LABEL + 1
+    if abs(label) <= LARGEST_LABEL:
+        return label
+    warnings["label_not_int64"] += 1
+    return None

@@ -1,13 +1,22 @@
 """URLs of shards and stores: which are allowed, and the one spelling under which each place is known."""
 
 import os
+import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from pipeline.errors import UsageError
 
 REMOTE_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "az", "hf")
 HTTP_SCHEMES = ("http", "https")
+_ALIASES = {"gcs": "gs", "abfss": "abfs", "az": "abfs"}  # other names of the same places
+_AZURE = ("abfs", "abfss", "az")  # here `container@account` is the place itself, no user
+
+# In the URL of an object store `?` is also a wildcard; a query is what has a name and a value.
+_QUERY = re.compile(r"\?[A-Za-z][\w.-]*=.*", re.DOTALL)
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://[^\s'\"<>]+")
+_SECRET_IN_TEXT = re.compile(
+    r"(?i)\b(x-amz-[\w-]+|x-goog-[\w-]+|sig|signature|awsaccesskeyid|googleaccessid)=[^&\s'\"]+"
+)
 
 
 def scheme_of(url: str) -> str:
@@ -30,28 +39,39 @@ def scheme_of(url: str) -> str:
 
 
 def redact(url: str) -> str:
-    """The URL without user, password, query and fragment: fit for logs and messages."""
-    if "://" not in url:
+    """The URL without user, password and query (of http without fragment too): fit for logs and messages."""
+    return "::".join(map(_redact_link, url.split("::")))
+
+
+def _redact_link(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme == "file":
         return url
-    scheme, _, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    if scheme in HTTP_SCHEMES:
-        path = path.partition("?")[0].partition("#")[0]
-    return f"{scheme}://{host.rpartition('@')[2] if scheme not in ('abfs', 'abfss') else host}{slash}{path}"
+    rest = re.split("[?#]", rest)[0] if scheme.endswith(HTTP_SCHEMES) else _QUERY.sub("", rest)
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{authority if scheme in _AZURE else authority.rpartition('@')[2]}{slash}{path}"
+
+
+def redact_text(text: str) -> str:
+    """A message of somebody else's, with every URL in it redacted and every signature blanked."""
+    return _SECRET_IN_TEXT.sub(r"\1=...", _URL_IN_TEXT.sub(lambda match: redact(match[0]), text))
 
 
 def canonical(url: str) -> str:
-    """One spelling for one place: absolute `file://` paths, no trailing slash, no credentials, no signature.
+    """One spelling for one place: absolute `file://` paths, no trailing slash, no credentials, no aliases of schemes.
 
     Raises:
-        UsageError: if the URL is not allowed (see `scheme_of`), or is signed.
+        UsageError: if the URL is not allowed (see `scheme_of`), is signed, or names no bucket.
     """
     scheme = scheme_of(url)
     if scheme == "file":
         return "file://" + os.path.abspath(os.path.expanduser(url.removeprefix("file://")))
-    if scheme in HTTP_SCHEMES and urlsplit(url).query:
+    if _QUERY.search(url) or (scheme in HTTP_SCHEMES and "?" in url):
         raise UsageError(f"signed or parametrised URLs are refused, got {redact(url)}?...; use the store's own scheme")
-    return redact(url).rstrip("/")
+    place = redact(url).partition("://")[2].rstrip("/")
+    if not place.partition("/")[0]:
+        raise UsageError(f"a {scheme}:// URL must name a bucket, container or host, got {redact(url)!r}")
+    return f"{_ALIASES.get(scheme, scheme)}://{place}"
 
 
 def join(folder: str, *names: str) -> str:

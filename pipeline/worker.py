@@ -4,7 +4,6 @@ An actor pins one model to one device and works on several shards at once, each 
 decode pool and the device. A shard's failure is a value, so that the driver can tell whose fault it was.
 """
 
-import os
 import sys
 import time
 import traceback
@@ -22,7 +21,7 @@ from pipeline.engine import CPU_IMAGES, Engine, Images, agreement, sweep
 from pipeline.errors import Cancelled, ModelError, Reject, ShardError, ShardFault, StorageError, UsageError
 from pipeline.images import configure_pillow, find_image, prepare
 from pipeline.isolation import IsolatedDecoder, prepare_sample
-from pipeline.messages import Calibration, Identity, Pulse, ShardReport
+from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, Task
 from pipeline.meter import Meter
 from pipeline.model import VQModel, weights_hash
 from pipeline.schedule import Failure, Kind
@@ -101,10 +100,13 @@ class Worker:
             versions={"torch": torch.__version__, "python": sys.version.split()[0]},
         )
 
-    def start(self, fingerprint: str, batch_size: int) -> int:
-        """Get ready for shards; returns the process id."""
+    def start(self, fingerprint: str, batch_size: int) -> None:
+        """Get ready for shards."""
         engine, job = self._loaded(), self._job
         engine.set_batch_size(batch_size)
+        if job.model.compile:
+            engine.warm_up()  # compiling takes minutes, in which an attempt would seem to hang
+        self._meter.reset()
         self._line = Line(
             storage=self._storage,
             engine=engine,
@@ -116,28 +118,23 @@ class Worker:
             fingerprint=fingerprint,
             decode=partial(prepare_sample, image=job.image),
         )
-        return os.getpid()
 
-    def tokenize(self, shard: Shard, number: int, careful: bool) -> ShardReport | Failure:
-        """One attempt at one shard.
-
-        Args:
-            shard: what to tokenize.
-            number: of the attempt, for `pulse` and `cancel`.
-            careful: decode every sample in a child process, because this shard took processes with it.
-        """
+    def tokenize(self, task: Task) -> ShardReport | Failure:
+        """One attempt at one shard."""
         assert self._line is not None, "start() comes first"
-        attempt = self._attempts[shard.id, number] = Attempt()
+        key = task.shard.id, task.attempt
+        attempt = self._attempts[key] = Attempt()
         try:
-            if not careful:
-                return tokenize_shard(shard, self._line, attempt)
+            if not task.careful:
+                return tokenize_shard(task.shard, self._line, attempt, replace=task.replace)
             limits = self._job.limits
             with closing(IsolatedDecoder(self._job.image, limits.sample_seconds, limits.sample_bytes)) as decode:
-                return tokenize_shard(shard, replace(self._line, decode=decode), attempt)
+                line = replace(self._line, decode=decode)
+                return tokenize_shard(task.shard, line, attempt, replace=task.replace)
         except Exception as error:  # noqa: BLE001 - whose fault it is, the driver decides from the value
-            return _failure(shard, error)
+            return _failure(task.shard, error)
         finally:
-            del self._attempts[shard.id, number]
+            del self._attempts[key]
 
     def cancel(self, shard: str, number: int) -> None:
         """Stop an attempt that is no longer wanted; nothing happens if it has ended."""
@@ -161,7 +158,7 @@ class Worker:
                 blob = shard.blob()
                 with self._storage.stream(blob) as stream:
                     reader = TarReader(stream, url=shard.url, size=blob.size)
-                    found = [find_image(s.members) for s in islice(reader, CALIBRATION_IMAGES)]
+                    found = [find_image(s.members) for s in islice(reader, max(CALIBRATION_IMAGES, 8 * self._cpus))]
             except (ShardError, StorageError):
                 continue  # the run itself will report it
             data = [image for image in found if not isinstance(image, Reject)]
@@ -182,6 +179,7 @@ _FAULTS: tuple[tuple[type[Exception], Kind, str], ...] = (
     (OSError, Kind.INFRA, "local_disk"),  # the store's are StorageErrors: this is the scratch folder, full or broken
     (MemoryError, Kind.INFRA, "memory"),
     (torch.OutOfMemoryError, Kind.INFRA, "memory"),
+    (torch.AcceleratorError, Kind.INFRA, UNFIT),  # a broken CUDA context: nothing works in this process any more
 )
 
 

@@ -6,6 +6,9 @@ import pytest
 
 from tests.support.corpora import write_corpus
 from tests.support.models import save_tiny_model
+from tests.support.s3 import s3, store_url
+
+__all__ = ["s3", "store_url"]  # fixtures
 
 
 @pytest.fixture(scope="session")

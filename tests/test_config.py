@@ -1,12 +1,15 @@
 """Where values come from, and what a mistake in them says."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import JobConfig, describe_options, resolve
+from pipeline.config import JobConfig, describe_options, job_document, resolve
 from pipeline.encoding import Precision
 from pipeline.errors import UsageError
+from pipeline.messages import Identity
+from pipeline.tokens.schema import TokenSpec
 
 FILE = """
 shards: [a.tar, b.tar]
@@ -28,7 +31,7 @@ def test_flags_win_over_settings_over_environment_over_file(job: Path) -> None:
     environment = {"TOKENMILL_IMAGE__SIZE": "64", "TOKENMILL_LIMITS__MAX_ATTEMPTS": "7", "TOKENMILL_OUTPUT": "there"}
     settings, flags = ["image.size=32", "limits.max_attempts=9"], {"image.size": 16, "model": None}
     found = resolve(job, settings=settings, flags=flags, environment=environment)
-    assert (found.image.size, found.limits.max_attempts, found.output.url) == (16, 9, "there")
+    assert (found.image.size, found.limits.max_attempts, found.output.url) == (16, 9, f"file://{Path.cwd()}/there")
     assert found.image.recipe == "pad"
     assert (found.model.path, found.output.row_group_rows, found.shards) == ("my/model", 100, ("a.tar", "b.tar"))
 
@@ -36,7 +39,7 @@ def test_flags_win_over_settings_over_environment_over_file(job: Path) -> None:
 def test_defaults_need_shards_model_and_output_only() -> None:
     found = resolve(flags={"shards": ["x.tar"], "model": "m", "output": "o"}, environment={})
     found.check_complete()
-    assert found == JobConfig(shards=["x.tar"], model="m", output="o")
+    assert found == JobConfig(shards=["x.tar"], model="m", output=f"file://{Path.cwd()}/o")
 
 
 @pytest.mark.parametrize(
@@ -101,3 +104,37 @@ def test_every_option_is_described_with_its_default() -> None:
 
 def test_auto_precision_is_exact() -> None:
     assert JobConfig().model.resolved_precision is Precision.EXACT
+
+
+def test_local_paths_are_made_absolute_for_actors_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vq").mkdir()
+    found = resolve(flags={"model": "vq", "output": "out/../tokens"}, environment={})
+    assert (found.model.path, found.output.url) == (str(tmp_path / "vq"), f"file://{tmp_path}/tokens")
+    assert resolve(flags={"model": "org/name", "output": "s3://b/x/"}, environment={}).model.path == "org/name"
+
+
+def test_empty_section_of_a_file_takes_settings(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("image:\n")
+    assert resolve(tmp_path / "job.yaml", settings=["image.size=64"], environment={}).image.size == 64
+
+
+def test_job_document_holds_no_credentials() -> None:
+    secret = "s3://KEY:SECRET@bucket/x"
+    config = JobConfig(shards=[secret], model=secret, output=secret)
+    found = Identity("w", {}, TokenSpec(8, 1, 1), Precision.EXACT)
+    written = json.dumps(job_document(config, found, None, 8))
+    assert "SECRET" not in written
+    assert "KEY" not in written
+    assert "s3://bucket/x" in written
+
+
+@pytest.mark.parametrize("actors", ["4..2", "0", "x", "1..", "2.5"])
+def test_wrong_numbers_of_actors(actors: str) -> None:
+    with pytest.raises(UsageError, match=r"cluster\.actors"):
+        resolve(settings=[f"cluster.actors={actors}"], environment={})
+
+
+@pytest.mark.parametrize(("actors", "range_"), [("3", (3, 3)), ("1..8", (1, 8)), ("null", None)])
+def test_numbers_of_actors(actors: str, range_: tuple[int, int] | None) -> None:
+    assert resolve(settings=[f"cluster.actors={actors}"], environment={}).cluster.actor_range == range_

@@ -42,12 +42,6 @@ def test_tokens_do_not_depend_on_the_batch(model: VQModel, batch_size: int) -> N
     assert np.array_equal(np.concatenate([part.result().indices() for part in parts]), whole)
 
 
-def test_decode_is_the_way_back(model: VQModel) -> None:
-    engine = Engine(model, image_size=32)
-    back = engine.decode(engine.encode(images(3)))
-    assert (back.shape, back.dtype) == ((3, 32, 32, 3), np.uint8)
-
-
 def test_busy_time_is_measured(model: VQModel) -> None:
     meter = Meter()
     Engine(model, image_size=32, meter=meter).encode(images(2))

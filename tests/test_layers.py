@@ -39,12 +39,13 @@ FLOORS: dict[str, int] = {
     "pipeline.progress": 4,
     "pipeline.monitor": 4,
     "pipeline.cluster": 5,
+    "pipeline.fleet": 5,
     "pipeline.driver": 5,
     "pipeline": 5,
     "jobs": 6,
 }
-SPEAK_RAY = {"pipeline.driver", "pipeline.cluster", "jobs.submit"}
-SPEAK_FSSPEC = {"pipeline.storage"}
+SPEAK_RAY = {"pipeline.cluster", "pipeline.fleet", "jobs.submit"}
+SPEAK_FSSPEC = {"pipeline.storage.remote"}
 FILES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/**/*.py")])
 
 
@@ -120,5 +121,5 @@ def test_ray_and_fsspec_stay_in_their_rooms(path: Path) -> None:
 
 
 def test_every_file_is_a_small_room() -> None:
-    long = {module_of(path): n for path in FILES if (n := len(path.read_text().splitlines())) > 420}
-    assert not long, f"files over 420 lines are more than one room: {long}"
+    long = {module_of(path): n for path in FILES if (n := len(path.read_text().splitlines())) > 400}
+    assert not long, f"files over 400 lines are more than one room: {long}"

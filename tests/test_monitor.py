@@ -34,7 +34,7 @@ def calibration(device: str) -> Calibration:
 
 def report(samples: int, rejects: int = 0) -> ShardReport:
     counts = Counts(samples, samples - rejects, samples - rejects, rejects)
-    return ShardReport(counts, {}, Outcome.DONE, 100)
+    return ShardReport(counts, Outcome.DONE)
 
 
 def test_snapshot_of_a_running_job(time: Clock) -> None:
@@ -42,6 +42,7 @@ def test_snapshot_of_a_running_job(time: Clock) -> None:
     plan.next("x", 0.0)
     watch.begun()
     watch.reading("x", Reading({"decode": 0.0, "encode": 0.0}, 0, 0, 0, 0))
+    watch.snapshot(plan, actors=1)
     time.now += 10
     watch.reading("x", Reading({"decode": 6.0, "encode": 8.0}, 50, 52, 2, 200))
     now = watch.snapshot(plan, actors=1)
@@ -98,6 +99,7 @@ def summary(committed: int, quarantined: int, samples: int = 100, rejects: int =
     ("accounts", "stopped", "code", "says"),
     [
         (summary(4, 0), False, ExitCode.OK, "finished: 4 of 4"),
+        (summary(3, 0), False, ExitCode.FAILED, "every shard was reported done, but only 3 of 4"),
         (summary(3, 1), False, ExitCode.INCOMPLETE, "1 shards are quarantined"),
         (summary(2, 0), True, ExitCode.STOPPED, "run the same command again"),
         (summary(4, 0, rejects=11), False, ExitCode.INCOMPLETE, "11.0% of the samples were rejected"),

@@ -22,7 +22,7 @@ from tests.support.lines import production_line
 def job(weights: str = "w1", **image: object) -> dict:
     config = JobConfig(shards=["x.tar"], model="m", output="o", image={"size": 32, **image})
     found = Identity(weights, {"latent_channels": 4}, TokenSpec(64, 8, 8), Precision.EXACT)
-    return job_document(config, found, None)
+    return job_document(config, found, None, 8)
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_tuning_does_not_change_the_fingerprint() -> None:
         limits={"max_attempts": 9},
     )
     found = Identity("w1", {"latent_channels": 4}, TokenSpec(64, 8, 8), Precision.EXACT)
-    assert job_document(tuned, found, None)["fingerprint"] == job()["fingerprint"]
+    assert job_document(tuned, found, None, 64)["fingerprint"] == job()["fingerprint"]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_accounts_are_rebuilt_from_the_parts(tmp_path: Path, output: Output, tin
     manifest = freeze(Storage(), [str(corpus)])
     output.claim(job())
     output.extend_manifest(manifest)
-    with production_line(tiny_model, output.url) as line:
+    with production_line(tiny_model, output.url, fingerprint=job()["fingerprint"]) as line:
         for shard in manifest:
             tokenize_shard(shard, line)
     summary = output.summarise(manifest, {shard_id(str(corpus / "00000.tar")): {"reason": "r", "message": "m"}})

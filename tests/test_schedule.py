@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.schedule import Assignment, Failure, Kind, LimitsConfig, Schedule, State
 
-LIMITS = LimitsConfig(max_attempts=3, max_infra_failures=4, backoff_seconds=1.0, stall_seconds=100)
+LIMITS = LimitsConfig(max_attempts=3, max_infra_failures=4, backoff_seconds=1.0, stall_seconds=100, sample_seconds=50)
 BAD = Failure(Kind.TASK, "truncated", "cut")
 DOWN = Failure(Kind.INFRA, "storage", "503")
 
@@ -172,6 +172,34 @@ def test_repetition_goes_on_when_the_first_attempt_ends(end: str) -> None:
     assert plan.finished
 
 
+def test_small_shards_at_the_tail_are_not_repeated_for_their_fixed_cost() -> None:
+    plan = schedule(1000, 1000, 1000, 1)
+    paced(plan, 3)
+    take(plan, "a", 10.0)
+    assert plan.next("b", 25.0) is None, "0.01 s by size, but nothing ever took less than 10 s"
+    assert take(plan, "b", 31.0).attempt == 2
+
+
+def test_loser_that_hangs_holds_its_place_until_its_actor_is_ended() -> None:
+    plan = schedule(10, 10, 10, 10)
+    paced(plan, 3)
+    slow = take(plan, "a", 10.0)
+    take(plan, "b", 40.0)
+    assert plan.done(slow.shard, 2, 41.0) == [Assignment(slow.shard, 1, "a")]
+    [(stuck, _)] = plan.stalled(200.0)
+    assert stuck.actor == "a"
+    assert plan.lost("a", "hung", 200.0, stalled=slow.shard) == [slow.shard]
+    assert plan.count(State.DONE) == 4
+
+
+def test_cluster_that_flaps_spends_the_infra_budget() -> None:
+    plan = schedule(1)
+    for life in range(LIMITS.max_infra_failures):
+        take(plan, f"a{life}")
+        plan.lost(f"a{life}", "preempted", 0.0, blame=False)
+    assert plan.quarantined()["s0"].reason == "actor_lost"
+
+
 def test_speculation_switched_off() -> None:
     plan = Schedule([(f"s{i}", 10) for i in range(4)], LimitsConfig(speculate_factor=0))
     paced(plan, 3)
@@ -180,14 +208,17 @@ def test_speculation_switched_off() -> None:
 
 
 def test_busy_actor_empties_itself_for_a_suspect() -> None:
-    plan = schedule(4, 3, 2, 1)
+    plan = schedule(6, 5, 4, 3, 2, 1)
     take(plan, "a")
     busy = take(plan, "b")
+    take(plan, "d")
     plan.lost("a", "killed", 0.0)
     assert plan.next("b", 0.0) is None, "it must not take more while a suspect waits for an empty actor"
+    assert take(plan, "d").shard == "s3", "one actor is enough for that"
+    assert plan.next("b", 0.0) is None
     plan.done(busy.shard, busy.attempt, 0.0)
     assert take(plan, "b").shard == "s0"
-    assert take(plan, "c").shard == "s2", "the others go on meanwhile"
+    assert take(plan, "c").shard == "s4", "the others go on meanwhile"
 
 
 class Cluster:
@@ -232,9 +263,10 @@ class Cluster:
         if losers is None:
             return
         self.committed[one.shard] = self.committed.get(one.shard, 0) + 1
-        for loser in losers:  # some have ended in the same moment, some are told to stop, some never hear of it
+        for loser in losers:  # some stop when told, some finish all the same, some go down with their actor
             if self.rng.random() < 0.5:
                 self.held[loser.actor] = [held for held in self.held[loser.actor] if held.shard != loser.shard]
+                assert not self.plan.failed(loser.shard, loser.attempt, DOWN, self.now)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

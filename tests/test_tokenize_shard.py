@@ -52,6 +52,7 @@ def test_bad_samples_become_rejects_and_the_rest_rows(tmp_path: Path, tiny_model
     samples["k4"]["jpg"] = b""
     samples["k5"]["jpg"] = b"<html>not found</html>"
     del samples["k8"]["jpg"]
+    samples["k3"]["cls"] = b"100000000000000000000"
     samples["k7"]["cls"], samples["k6"]["txt"] = b"dog", b"caf\xe9"
     shard = shard_of(write_shard(tmp_path / "x.tar", samples))
     with production_line(tiny_model, str(tmp_path / "out")) as line:
@@ -65,7 +66,7 @@ def test_bad_samples_become_rejects_and_the_rest_rows(tmp_path: Path, tiny_model
     ]
     assert footer.counts == report.counts
     assert footer.counts.balanced()
-    assert footer.warnings == {"label_not_integer": 1, "caption_not_utf8": 1}
+    assert footer.warnings == {"label_not_int64": 2, "caption_not_utf8": 1}
     table = pq.read_table(part_of(tmp_path / "out", shard))
     assert table["sample_index"].to_pylist() == [0, 2, 3, 6, 7]
     assert table["label"].to_pylist()[-1] is None

@@ -1,26 +1,32 @@
 """The frozen list of input shards: from what a user writes to URL, size and ETag of every object.
 
 A SPEC is a URL or path, with numeric braces `{00000..00999}` or alternatives `{a,b}`, a glob, a folder (its *.tar,
-.tgz, .tar.gz and .tar.zst), or `@list.txt` with one SPEC per line.
+.tgz, .tar.gz and .tar.zst), or `@list.txt` with one SPEC per line. Relative paths, in a list too, start at the current
+folder.
 """
 
 import hashlib
 import io
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import NotFound, ShardError, ShardFault, UsageError
 from pipeline.storage import Blob, Storage
-from pipeline.urls import canonical, local_path, redact, scheme_of
+from pipeline.urls import canonical, redact, scheme_of
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
-MAX_SHARDS = 10_000_000  # a brace typo must not fill the memory
-STAT_THREADS = 32  # HEAD requests in flight while freezing a list of names
+MAX_SHARDS = 2_000_000  # a brace typo must not fill the memory
+STAT_THREADS = 32  # requests in flight while names are looked up
+STAT_BATCH = 10_000  # names handed to the threads at a time
+LISTED_NAMES = 500  # so many names of one folder are looked up by listing it: S3 tells 1,000 names in one answer
 SCHEMA = pa.schema(
     [("shard_id", pa.string()), ("url", pa.string()), ("size", pa.int64()), ("etag", pa.string())],
 )
@@ -32,6 +38,7 @@ class Shard:
 
     Attributes:
         id: depends on the URL alone; safe as a file name; unique.
+        url: in canonical spelling.
         size: bytes, None if the object was not there when the manifest was frozen.
         etag: as frozen, None if the store has none.
     """
@@ -69,19 +76,18 @@ def freeze(storage: Storage, specs: Iterable[str]) -> list[Shard]:
     in the accounts. A pattern or folder that matches nothing is an error.
 
     Raises:
-        UsageError: a spec is not allowed, matches nothing, or two shards differ only in letter case of their id.
+        UsageError: a spec is not allowed, is neither a shard nor a folder, or matches nothing.
+        StorageError: a store did not answer.
     """
-    shards: dict[str, Shard] = {}
-    names: list[str] = []
-    for spec in _specs(storage, specs):
-        found = _search(storage, spec)
-        if found is None:
-            names += _braces(spec)
-        else:
-            shards.update((blob.url, _shard(blob)) for blob in found)
+    places = list(islice((name for spec in _specs(storage, specs) for name in _braces(spec)), MAX_SHARDS + 1))
+    if len(places) > MAX_SHARDS:
+        raise UsageError(f"the shards given are more than {MAX_SHARDS:,}; check the braces")
+    named = [canonical(place) for place in places if place.endswith(SHARD_SUFFIXES) and not _is_pattern(place)]
+    others = [place for place in places if _is_pattern(place) or not place.endswith(SHARD_SUFFIXES)]
     with ThreadPoolExecutor(STAT_THREADS) as pool:
-        named = pool.map(lambda name: _stat(storage, name), dict.fromkeys(map(canonical, names)))
-        shards.update((shard.url, shard) for shard in named)
+        found = [blob for blobs in pool.map(lambda place: _search(storage, place), others) for blob in blobs]
+        shards = {blob.url: _shard(blob.url, blob) for blob in found}
+        shards |= _look_up(storage, dict.fromkeys(named), pool)
     if not shards:
         raise UsageError("no shards: give at least one URL, glob, folder or @list")
     return [shards[url] for url in sorted(shards)]
@@ -89,102 +95,142 @@ def freeze(storage: Storage, specs: Iterable[str]) -> list[Shard]:
 
 def to_parquet(shards: Iterable[Shard]) -> bytes:
     """A manifest as Parquet bytes."""
-    rows = [{"shard_id": s.id, "url": s.url, "size": s.size, "etag": s.etag} for s in shards]
+    rows = list(shards)
+    columns = [[s.id for s in rows], [s.url for s in rows], [s.size for s in rows], [s.etag for s in rows]]
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), sink, compression="zstd")
+    pq.write_table(pa.table(columns, SCHEMA), sink, compression="zstd")
     return sink.getvalue()
 
 
 def from_parquet(data: bytes) -> list[Shard]:
-    """The shards of a manifest written by `to_parquet`."""
-    rows = pq.read_table(io.BytesIO(data)).to_pylist()
-    return [Shard(row["shard_id"], row["url"], row["size"], row["etag"]) for row in rows]
+    """The shards of a manifest written by `to_parquet`.
+
+    Raises:
+        UsageError: it is damaged, or no manifest.
+    """
+    try:
+        columns = pq.read_table(io.BytesIO(data), columns=SCHEMA.names).cast(SCHEMA).to_pydict()
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise UsageError(f"manifest.parquet is damaged ({error}); restore it, or choose another output") from error
+    return [Shard(*row) for row in zip(*(columns[name] for name in SCHEMA.names), strict=True)]
 
 
-def _specs(storage: Storage, specs: Iterable[str], via: str | None = None) -> Iterator[str]:
-    for raw in specs:
-        spec = raw.strip()
-        if not spec or (via and spec.startswith("#")):
-            continue
+# --- what a spec names ------------------------------------------------------------------------------------------------
+
+
+def _specs(storage: Storage, specs: Iterable[str]) -> Iterator[str]:
+    """The specs, with every list replaced by its lines."""
+    for spec in map(str.strip, specs):
         if spec.startswith("@"):
-            if via:
-                raise UsageError(f"{redact(via)}: a list must not name other lists, got {spec!r}")
-            lines = storage.read(spec[1:]).decode().splitlines()
-            yield from _specs(storage, lines, via=spec[1:])
+            yield from _lines(storage, spec[1:])
+        elif spec:
+            yield spec
+
+
+def _lines(storage: Storage, url: str) -> Iterator[str]:
+    remote = scheme_of(url) != "file"
+    try:
+        lines = storage.read(url).decode("utf-8-sig").splitlines()
+    except NotFound as error:
+        raise UsageError(f"@{redact(url)}: no such list") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"@{redact(url)}: a list must be UTF-8 text, one URL or path per line ({error})") from error
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if not line or line.startswith("#"):
             continue
-        if via and scheme_of(via) != "file" and scheme_of(spec) == "file":
-            raise UsageError(f"{redact(via)}: a remote list must not name local files, got {spec!r}")
-        scheme_of(spec)  # refuses what is not allowed
+        if line.startswith("@"):
+            raise UsageError(f"{redact(url)}, line {number}: a list must not name other lists, got {line!r}")
+        if remote and scheme_of(line) == "file":
+            raise UsageError(f"{redact(url)}, line {number}: a remote list must not name local files, got {line!r}")
+        yield line
+
+
+def _braces(spec: str) -> Iterator[str]:
+    """Expand `{000..123}` (zero-padded as written) and `{a,b}`, which may be nested."""
+    match = re.search(r"\{([^{}]*)\}", spec)
+    if match:
+        for choice in _choices(match[1], spec):
+            yield from _braces(spec[: match.start()] + choice + spec[match.end() :])
+    elif "{" in spec or "}" in spec:
+        raise UsageError(f"unbalanced braces in {redact(spec)!r}")
+    else:
         yield spec
 
 
-def _search(storage: Storage, spec: str) -> list[Blob] | None:
-    """The objects of a glob or a folder; None if the spec is a plain name or has braces."""
-    if "{" in spec:
-        return None
-    if any(sign in spec for sign in "*?["):
-        found = storage.glob(spec)
-        kind = "pattern"
-    elif _is_folder(storage, spec):
-        found = [blob for blob in storage.list_folder(spec) if blob.url.endswith(SHARD_SUFFIXES)]
-        kind = "folder"
-    else:
-        return None
-    if not found:
-        raise UsageError(f"{redact(spec)}: this {kind} holds no shard ({', '.join(SHARD_SUFFIXES)})")
-    return found
-
-
-def _is_folder(storage: Storage, spec: str) -> bool:
-    if spec.endswith(SHARD_SUFFIXES):
-        return False
-    path = local_path(spec)
-    if path is not None:
-        return path.is_dir()
-    return spec.endswith("/") or not storage.exists(spec)
-
-
-def _braces(spec: str) -> list[str]:
-    """Expand `{000..123}` (zero-padded as written) and `{a,b}`, left to right."""
-    pending, done = [spec], []
-    while pending:
-        text = pending.pop()
-        match = re.search(r"\{([^{}]*)\}", text)
-        if match is None:
-            if "{" in text or "}" in text:
-                raise UsageError(f"unbalanced braces in {redact(spec)!r}")
-            done.append(text)
-            continue
-        head, tail = text[: match.start()], text[match.end() :]
-        choices = list(_choices(match[1], spec))
-        if len(choices) * (len(pending) + 1) + len(done) > MAX_SHARDS:
-            raise UsageError(f"{redact(spec)!r} names more than {MAX_SHARDS:,} shards; check the braces")
-        pending += [head + choice + tail for choice in reversed(choices)]
-    return done
-
-
-def _choices(body: str, spec: str) -> Iterator[str]:
+def _choices(body: str, spec: str) -> Iterable[str]:
     numeric = re.fullmatch(r"(\d+)\.\.(\d+)", body)
     if numeric is None:
         if "," not in body:
             raise UsageError(f"braces must hold {{first..last}} or {{a,b,...}}, got {{{body}}} in {redact(spec)!r}")
-        yield from body.split(",")
-        return
+        return body.split(",")
     first, last = int(numeric[1]), int(numeric[2])
-    if first > last:
-        raise UsageError(f"braces must count upwards, got {{{body}}} in {redact(spec)!r}")
-    if last - first >= MAX_SHARDS:
-        raise UsageError(f"{redact(spec)!r} names more than {MAX_SHARDS:,} shards; check the braces")
-    width = len(numeric[1])
-    yield from (f"{number:0{width}d}" for number in range(first, last + 1))
+    if not first <= last < first + MAX_SHARDS:
+        raise UsageError(
+            f"braces must count upwards, to {MAX_SHARDS:,} shards at most, got {{{body}}} in {redact(spec)!r}"
+        )
+    padded = any(len(number) > 1 and number.startswith("0") for number in numeric.groups())
+    width = max(map(len, numeric.groups())) if padded else 0
+    return (f"{number:0{width}d}" for number in range(first, last + 1))
 
 
-def _stat(storage: Storage, url: str) -> Shard:
+def _is_pattern(place: str) -> bool:
+    return any(sign in place for sign in "*?[")
+
+
+# --- what is there ----------------------------------------------------------------------------------------------------
+
+
+def _search(storage: Storage, place: str) -> list[Blob]:
+    """The objects of a glob, of a folder, or the one object whose name has no suffix of a shard."""
+    if _is_pattern(place):
+        found, problem = storage.glob(place), "nothing matches this pattern"
+    else:
+        if not place.endswith("/"):
+            with suppress(NotFound):  # a folder, then
+                return [storage.stat(place)]
+        found = [blob for blob in storage.list_folder(place) if blob.url.endswith(SHARD_SUFFIXES)]
+        problem = f"neither a file nor a folder that holds shards ({', '.join(SHARD_SUFFIXES)})"
+    if not found:
+        raise UsageError(f"{redact(place)}: {problem}")
+    return found
+
+
+def _look_up(storage: Storage, urls: Iterable[str], pool: ThreadPoolExecutor) -> dict[str, Shard]:
+    """The shards of names that were written out in full, by URL; those that are not there too."""
+    folders: dict[str, list[str]] = defaultdict(list)
+    for url in urls:
+        folders[url.rpartition("/")[0]].append(url)
+    long = [folder for folder, names in folders.items() if len(names) >= LISTED_NAMES]
+    listings = dict(zip(long, pool.map(lambda folder: _listed(storage, folder), long), strict=True))
+    shards: dict[str, Shard] = {}
+    single: list[str] = []
+    for folder, names in folders.items():
+        listing = listings.get(folder)
+        if listing is None:
+            single += names
+        else:
+            shards |= {url: _shard(url, listing.get(url)) for url in names}
+    return shards | {url: _shard(url, blob) for url, blob in zip(single, _stat_all(storage, single, pool), strict=True)}
+
+
+def _shard(url: str, blob: Blob | None) -> Shard:
+    return Shard(shard_id(url), url, None, None) if blob is None else Shard(shard_id(url), url, blob.size, blob.etag)
+
+
+def _listed(storage: Storage, folder: str) -> dict[str, Blob] | None:
+    """The objects of a folder by URL; None if it cannot be listed, though its objects may be readable."""
     try:
-        return _shard(storage.stat(url))
-    except NotFound:
-        return Shard(shard_id(url), url, None, None)
+        return {blob.url: blob for blob in storage.list_folder(folder)}
+    except (UsageError, NotFound):  # no permission to list; a link that leads nowhere
+        return None
 
 
-def _shard(blob: Blob) -> Shard:
-    return Shard(shard_id(blob.url), blob.url, blob.size, blob.etag)
+def _stat_all(storage: Storage, urls: list[str], pool: ThreadPoolExecutor) -> Iterator[Blob | None]:
+    def stat(url: str) -> Blob | None:
+        try:
+            return storage.stat(url)
+        except NotFound:
+            return None
+
+    for start in range(0, len(urls), STAT_BATCH):
+        yield from pool.map(stat, urls[start : start + STAT_BATCH])

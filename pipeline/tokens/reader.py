@@ -5,12 +5,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import NotAPart
 from pipeline.storage import Storage
 from pipeline.tokens.schema import FOOTER_KEY, PartFooter
-
-
-class NotAPart(Exception):
-    """A file under `tokens/` that Tokenmill did not write, or that is damaged."""
 
 
 def read_footer(storage: Storage, url: str) -> PartFooter:
@@ -24,8 +21,11 @@ def read_footer(storage: Storage, url: str) -> PartFooter:
         try:
             metadata = pq.read_metadata(file).metadata or {}
             return PartFooter.from_json(metadata[FOOTER_KEY])
-        except (pa.ArrowInvalid, KeyError, ValueError, TypeError) as error:
-            raise NotAPart(f"{url}: not a part of Tokenmill ({type(error).__name__}: {error})") from error
+        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+            said = f"{type(error).__name__}: {error}"
+            raise NotAPart(
+                f"{url}: not a part of Tokenmill ({said}); move it away, or choose another output"
+            ) from error
 
 
 def read_rows(storage: Storage, url: str, columns: list[str] | None = None) -> Any:

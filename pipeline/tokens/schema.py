@@ -201,7 +201,8 @@ class PartFooter:
         document = json.loads(data)
         if document.get("schema") != SCHEMA_VERSION:
             raise ValueError(f"footer schema must be {SCHEMA_VERSION}, got {document.get('schema')!r}")
-        size, rejects = document["rejects_bytes"], []
+        size = document["rejects_bytes"]
+        rejects: list[list[Any]] = []
         if size:
             packed = base64.b64decode(document["rejects"])
             rejects = json.loads(pa.decompress(packed, decompressed_size=size, codec="zstd", asbytes=True))
@@ -210,7 +211,9 @@ class PartFooter:
             shard=document["shard"],
             spec=TokenSpec(**document["spec"]),
             counts=Counts(**document["counts"]),
-            rejects=[RejectedSample(k, i, Reject(Stage(s), reason, detail)) for k, i, s, reason, detail in rejects],
+            rejects=tuple(
+                RejectedSample(k, i, Reject(Stage(s), reason, detail)) for k, i, s, reason, detail in rejects
+            ),
             warnings=document["warnings"],
         )
 

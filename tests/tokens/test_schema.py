@@ -81,7 +81,7 @@ def footer(rejects: int = 0) -> PartFooter:
         shard={"id": "x-1", "url": "file:///x.tar", "size": 10, "etag": None},
         spec=SPEC,
         counts=Counts(samples=5 + rejects, tokenized=5, rows=5, rejects=rejects),
-        rejects=bad,
+        rejects=tuple(bad),
         warnings={"missing_end_marker": 1},
     )
 

@@ -1,0 +1,17 @@
+"""The one owner of transport: every byte that Tokenmill reads or publishes goes through a `Storage`.
+
+* `Storage.stream` reads a shard as one sequence of bytes at a fixed memory budget. A broken read goes on at its offset,
+  and only while the object is still the one that the manifest froze.
+* `Storage.create` publishes a finished local file under a name only if that name is free.
+* Retries have one owner, `storage`: what the clients would do by themselves is turned off. `failures` says which errors
+  are worth another try.
+
+    storage -> local    files: plain system calls
+            -> remote   object stores: the only file that imports fsspec
+"""
+
+from pipeline.storage.blob import Blob, ByteStream
+from pipeline.storage.config import StorageConfig
+from pipeline.storage.storage import Storage
+
+__all__ = ["Blob", "ByteStream", "Storage", "StorageConfig"]

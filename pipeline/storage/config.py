@@ -1,0 +1,50 @@
+"""How stores are reached; credentials never stand here."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+SECRET_OPTIONS = (
+    *("key", "secret", "token", "username", "password"),  # s3fs, gcsfs, huggingface_hub
+    *("aws_access_key_id", "aws_secret_access_key", "aws_session_token"),  # s3fs, in client_kwargs
+    *("account_key", "sas_token", "connection_string", "credential", "client_secret"),  # adlfs
+    *("authorization", "cookie"),  # http, in headers
+)
+NOT_SECRET = ("anon", "cloud", "google_default")  # values of gcsfs' `token` that name a way to log in
+
+
+class StorageConfig(BaseModel):
+    """How stores are reached. Credentials never stand here: they come from the provider chain of the store."""
+
+    # `hide_input_in_errors`: the refusal of a secret must not print it.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    options: Mapping[str, Any] = Field(
+        {}, description="keyword arguments for the fsspec filesystem (endpoint_url, anon, requester_pays, ...)"
+    )
+    stall_seconds: float = Field(60.0, gt=0, description="a request to S3 that stays silent so long is cut (seconds)")
+    retry_seconds: float = Field(120.0, ge=0, description="how long one request is tried again in all (seconds)")
+    allow_http: bool = Field(False, description="allow http(s):// inputs")
+
+    @field_validator("options")
+    @classmethod
+    def _no_secrets(cls, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        if named := sorted(set(_secrets(options))):
+            raise ValueError(
+                f"storage.options must not hold credentials, got {', '.join(named)}; use the store's own provider "
+                "chain instead (environment, profile, instance or workload identity)"
+            )
+        return options
+
+
+def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
+    """The names of options, nested ones too, that hold a credential."""
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _secrets(value)
+        elif isinstance(value, str) and re.search("://[^/]*@", value):
+            yield f"{name} (with a user in its URL)"
+        elif name.lower() in SECRET_OPTIONS and value not in (None, True, False, *NOT_SECRET):
+            yield name

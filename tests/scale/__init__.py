@@ -1,0 +1,1 @@
+"""The driver at the size of a web-scale run."""

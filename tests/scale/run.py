@@ -1,0 +1,92 @@
+"""Runs the driver over N empty shards with stand-in actors, and prints what it cost as JSON.
+
+python -m tests.scale.run N FOLDER
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import driver, fleet
+from pipeline.config import resolve
+from pipeline.output import Output
+from pipeline.progress import Plain, Snapshot
+from pipeline.resume import what_is_left
+from pipeline.shards.manifest import freeze
+from pipeline.storage import Storage
+from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter
+from pipeline.tokens.writer import OutputConfig, PartWriter
+from tests.scale.standin import SPEC, RemoteStandIn
+from tests.tokens.test_schema import row
+
+
+class Timed(Plain):
+    """Remembers when how many shards were done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[float, int]] = []
+
+    def show(self, snapshot: Snapshot) -> None:
+        self.seen.append((time.monotonic(), snapshot.shards_done))
+        super().show(snapshot)
+
+
+def prepare(folder: Path, count: int) -> Path:
+    """`count` one-byte shards and the part that every one of them becomes."""
+    (folder / "in").mkdir(parents=True)
+    (folder / "out" / "tokens").mkdir(parents=True)
+    for number in range(count):
+        (folder / "in" / f"{number:06d}.tar").write_bytes(b"x")
+    template = folder / "template.parquet"
+    footer = PartFooter("f", {"id": "x", "url": "x", "size": 1, "etag": None}, SPEC, Counts(1, 1, 1, 0))
+    with PartWriter(template, SPEC, ColumnsConfig(), "x", OutputConfig()) as writer:
+        writer.add([row()], np.zeros((1, 8, 8), np.int64))
+        writer.finish(footer)
+    return template
+
+
+def thirds(seen: list[tuple[float, int]]) -> tuple[float, float]:
+    """Seconds per shard in the first and in the last third of the run."""
+    moving = [(at, done) for at, done in seen if done]
+    first, last = moving[: max(2, len(moving) // 3)], moving[-max(2, len(moving) // 3) :]
+    return tuple((part[-1][0] - part[0][0]) / max(1, part[-1][1] - part[0][1]) for part in (first, last))
+
+
+def main(count: int, folder: Path) -> None:
+    """Plan, run, list again; every figure is printed."""
+    os.environ["TEMPLATE"] = str(prepare(folder, count))
+    fleet.RemoteWorker = RemoteStandIn  # type: ignore[assignment,misc]
+    flags = {"shards": [f"{folder}/in/{{000000..{count - 1:06d}}}.tar"], "model": "none", "output": str(folder / "out")}
+    config = resolve(flags={**flags, "cluster.actors": "2", "cluster.shards_in_flight": 8}, environment={})
+    began = time.monotonic()
+    shards = freeze(Storage(), config.shards)
+    planned = time.monotonic()
+    progress = Timed()
+    result = driver.run(config, progress)
+    ended = time.monotonic()
+    left = what_is_left(Output(Storage(), config.output.url), shards, retry_quarantined=False, retry_rejects=False)
+    listed = time.monotonic()
+    early, late = thirds(progress.seen)
+    figures = {
+        "shards": count,
+        "exit_code": int(result.exit_code),
+        "committed": result.summary["shards"]["committed"],
+        "left": len(left.pending),
+        "plan_seconds": round(planned - began, 2),
+        "run_seconds": round(ended - planned, 2),
+        "resume_seconds": round(listed - ended, 2),
+        "driver_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "ms_per_shard_first_third": round(1000 * early, 3),
+        "ms_per_shard_last_third": round(1000 * late, 3),
+    }
+    print(json.dumps(figures), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

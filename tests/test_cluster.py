@@ -1,0 +1,35 @@
+"""How many actors a cluster gets, and what each may use."""
+
+import pytest
+
+from pipeline.cluster import _place
+from pipeline.config import JobConfig
+from pipeline.errors import UsageError
+
+GPU_NODE, SMALL_GPU_NODE, HEAD = {"CPU": 96.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 2.0}, {"CPU": 64.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "placement"),
+    [
+        ([{"CPU": 2.0}], {}, (1, 1, 2, 0.0)),
+        ([{"CPU": 2.0}], {"actors": 4}, (4, 4, 1, 0.0)),
+        ([{"CPU": 8.0}], {"actors": "1..4"}, (1, 4, 2, 0.0)),
+        ([{"CPU": 8.0}] * 3, {"actors": 1}, (1, 1, 8, 0.0)),
+        ([HEAD, GPU_NODE], {}, (8, 8, 12, 1.0)),
+        ([HEAD, GPU_NODE, SMALL_GPU_NODE], {}, (10, 10, 8, 1.0)),
+        ([GPU_NODE], {"actors": "1..64"}, (1, 64, 12, 1.0)),
+        ([GPU_NODE], {"gpus_per_actor": 0.5}, (16, 16, 6, 0.5)),
+        ([GPU_NODE], {"gpus_per_actor": 0, "actors": 2}, (2, 2, 48, 0.0)),
+        ([GPU_NODE], {"cpus_per_actor": 3}, (8, 8, 3, 1.0)),
+    ],
+)
+def test_placement(nodes: list[dict], wanted: dict, placement: tuple) -> None:
+    found = _place(JobConfig(cluster=wanted), nodes)
+    assert (found.fewest, found.most, found.cpus, found.gpus) == placement
+    assert found.device == ("cuda" if placement[3] else "cpu")
+
+
+def test_gpus_asked_for_where_there_are_none() -> None:
+    with pytest.raises(UsageError, match="has no GPU"):
+        _place(JobConfig(cluster={"gpus_per_actor": 1}), [{"CPU": 8.0}])
