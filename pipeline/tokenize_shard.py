@@ -168,6 +168,7 @@ def _views(shard: Shard, line: Line, accounts: _Accounts, attempt: Attempt) -> I
             for view in prepared.views:
                 yield _row(sample, prepared, view, line.columns, accounts.warnings), view
         accounts.warnings.update(reader.stats.warnings)
+        accounts.warnings.update({f"skipped_{kind}": count for kind, count in reader.stats.skipped.items()})
 
 
 def _fetched(reader: TarReader, meter: Meter) -> Iterator[Sample]:
