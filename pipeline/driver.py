@@ -307,7 +307,7 @@ class _Run:
         if self._measuring == call.actor:
             self._measuring = None
             self._spoilt += 1
-        if self.fleet.actors[call.actor].phase is not Phase.READY:
+        elif self.fleet.actors[call.actor].phase is not Phase.READY:
             self._stillborn += 1
             if self._stillborn >= MAX_STILLBORN and not self.fleet.at_work():
                 raise RunFailed(f"{self._stillborn} actors in a row ended before they were ready: {lost.message}")

@@ -34,6 +34,7 @@ from pipeline.errors import ShardFault
 
 PACES_KEPT = 200  # finished shards whose pace says what is slow
 MIN_PACES = 3  # with fewer nobody knows what is slow
+MIN_OVERDUE_SECONDS = 5.0  # below that a repetition costs more than it can save
 
 
 class LimitsConfig(BaseModel):
@@ -361,7 +362,8 @@ class Schedule:
         for shard, entry in self._running_entries():
             one = next(iter(entry.running.values()))
             once = entry.state is State.RUNNING and len(entry.running) == 1
-            if once and one.actor != actor and not entry.suspect:
+            late = now - one.started > MIN_OVERDUE_SECONDS
+            if once and late and one.actor != actor and not entry.suspect:
                 usual = max(pace * entry.size, self._quickest)
                 overdue.append(((now - one.started) / max(1e-9, usual), shard))
         times, shard = max(overdue, default=(0.0, ""))

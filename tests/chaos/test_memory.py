@@ -1,0 +1,69 @@
+"""I6: memory does not grow with the shard."""
+
+import io
+import multiprocessing
+import re
+import tarfile
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline import tokenize_shard as heart
+from pipeline.shards.manifest import freeze
+from pipeline.storage import Storage
+from tests.chaos.ground import FULL
+from tests.support.corpora import jpeg
+from tests.support.lines import production_line
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
+SAMPLE_BYTES = 20_000
+SLACK = 48 << 20  # bytes: allocators keep some of what was freed
+# (budget in bytes for samples between tar and device, size of the small shard in bytes); the large one is ten times it
+CASES = [(16 << 20, 12_000_000), *([(heart.DECODE_BUDGET, 60_000_000)] if FULL else [])]
+
+
+@pytest.mark.parametrize(("budget", "small"), CASES)
+def test_peak_of_a_shard_ten_times_as_large(
+    tmp_path: Path, tiny_model: Path, fired: Counter[str], budget: int, small: int
+) -> None:
+    peaks = [measure_apart(tmp_path, size, tiny_model, budget) for size in (small, 10 * small)]
+    fired[f"peaks of {peaks[0] >> 20} and {peaks[1] >> 20} MB for {small // 10**6} and {small // 10**5} MB"] += 1
+    assert peaks[1] - peaks[0] < budget + SLACK < 9 * small
+
+
+def measure_apart(folder: Path, size: int, model: Path, budget: int) -> int:
+    """`measure` in a new process."""
+    shard = write_large_shard(folder / f"{size}.tar", size)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        peak = pool.submit(measure, shard, model, folder / "out", budget).result()
+    shard.unlink()
+    return peak
+
+
+def measure(path: Path, model: Path, output: Path, budget: int) -> int:
+    """Tokenize a shard; the peak of this process's resident memory (bytes)."""
+    heart.DECODE_BUDGET = budget
+    (shard,) = freeze(Storage(), [str(path)])
+    with production_line(model, str(output), batch_size=8) as line:
+        report = heart.tokenize_shard(shard, line)
+    assert report.counts.rows == path.stat().st_size // (SAMPLE_BYTES + 512) - 1 or report.counts.rows > 100
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def write_large_shard(path: Path, size: int) -> Path:
+    """A shard of about `size` bytes: a few small JPEGs, again and again, each with a long comment."""
+    images = [with_comments(jpeg(seed, 48, 40)) for seed in range(16)]
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for index in range(size // (SAMPLE_BYTES + 512)):
+            info = tarfile.TarInfo(f"{index:08d}.jpg")
+            info.size = SAMPLE_BYTES
+            tar.addfile(info, io.BytesIO(images[index % len(images)]))
+    return path
+
+
+def with_comments(image: bytes) -> bytes:
+    """The JPEG at exactly SAMPLE_BYTES, by a comment after its start marker."""
+    length = SAMPLE_BYTES - len(image) - 2
+    return image[:2] + b"\xff\xfe" + length.to_bytes(2, "big") + b" " * (length - 2) + image[2:]

@@ -1,0 +1,180 @@
+"""The driver and a real Ray, with actors that follow a script: every way an actor or a shard can misbehave."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from pipeline import driver, fleet
+from pipeline.config import resolve
+from pipeline.errors import RunFailed, UsageError
+from pipeline.monitor import ExitCode, Result
+from tests.support.standin import RemoteStandIn
+
+pytestmark = pytest.mark.system
+Run = Callable[..., Result]
+
+
+class Notes:
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+    def show(self, snapshot: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()
+
+
+@pytest.fixture
+def run(one_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: Notes) -> Run:
+    """Run the driver over empty shards `a`..`h` with a script, and quick limits."""
+    monkeypatch.setattr(fleet, "RemoteWorker", RemoteStandIn)
+    monkeypatch.setattr(fleet, "PULSE_SECONDS", 0.1)
+    for name in "abcdefgh":
+        (tmp_path / f"{name}.tar").write_bytes(bytes(1000))
+
+    def start(script: dict[str, list[str]], *settings: str) -> Result:
+        (tmp_path / "script.json").write_text(json.dumps(script))
+        quick = ["limits.backoff_seconds=0.05", "cluster.actors=2", "cluster.cpus_per_actor=1", *settings]
+        flags = {"shards": [str(tmp_path / "*.tar")], "model": "none", "output": str(tmp_path / "out")}
+        return driver.run(resolve(settings=quick, flags=flags, environment={}), notes)
+
+    return start
+
+
+def fired(folder: Path, name: str) -> int:
+    """How many attempts the stand-ins counted."""
+    return len(list(folder.glob(f"{name}.*.fired")))
+
+
+def test_script_without_faults(run: Run, tmp_path: Path) -> None:
+    result = run({})
+    assert result.exit_code is ExitCode.OK
+    assert result.summary["rows"] == 800
+    assert [fired(tmp_path, name) for name in "abcdefgh"] == [1] * 8
+
+
+def test_transient_failures_are_tried_again(run: Run, tmp_path: Path) -> None:
+    result = run({"a": ["task", "infra", "task"], "b": ["infra"] * 5})
+    assert result.exit_code is ExitCode.OK
+    assert (fired(tmp_path, "a"), fired(tmp_path, "b")) == (4, 6)
+
+
+def test_bad_shard_is_quarantined_with_its_reason(run: Run, tmp_path: Path, notes: Notes) -> None:
+    result = run({"a": ["task"] * 9})
+    assert result.exit_code is ExitCode.INCOMPLETE
+    [bad] = result.summary["quarantined"]
+    assert (bad["kind"], bad["reason"], bad["message"]) == ("task", "truncated", "the shard is cut")
+    assert fired(tmp_path, "a") == 3
+    assert any("attempt 3 failed, quarantined: the shard is cut" in line for line in notes.lines)
+
+
+def test_actor_that_dies_costs_nobody_else(run: Run, tmp_path: Path, notes: Notes) -> None:
+    result = run({"a": ["die", "die unless careful", "die unless careful"]})
+    assert result.exit_code is ExitCode.OK, "careful at the third attempt"
+    assert fired(tmp_path, "a") == 3
+    assert sum("is replaced (it died" in line for line in notes.lines) == 2
+
+
+def test_attempt_that_hangs_is_ended(run: Run, tmp_path: Path, notes: Notes) -> None:
+    limits = ("limits.stall_seconds=2", "limits.sample_seconds=1", "limits.speculate_factor=0")
+    result = run({"a": ["hang"]}, *limits)
+    assert result.exit_code is ExitCode.OK
+    assert fired(tmp_path, "a") == 2
+    assert any("no byte and no sample moved" in line for line in notes.lines)
+
+
+def test_unfit_actor_is_replaced_and_its_shards_are_not_charged(run: Run, tmp_path: Path) -> None:
+    result = run({name: ["unfit"] for name in "abc"}, "limits.max_attempts=1")
+    assert result.exit_code is ExitCode.OK
+    assert [fired(tmp_path, name) for name in "abc"] == [2, 2, 2]
+
+
+def test_fatal_failure_stops_the_run_with_its_words(run: Run) -> None:
+    with pytest.raises(UsageError, match="permission denied"):
+        run({"c": ["fatal"]})
+
+
+def test_garbage_stops_the_run(run: Run, tmp_path: Path) -> None:
+    result = run({"a": ["rejects"], "b": ["rejects"], "h": ["slow"]}, "cluster.shards_in_flight=1")
+    assert result.exit_code is ExitCode.INCOMPLETE
+    assert "of the samples of this run were rejected" in result.message
+    assert "900 corrupt" in result.message or "1,800 corrupt" in result.message
+    assert result.summary["shards"]["committed"] < 8
+
+
+@pytest.mark.parametrize(
+    ("script", "settings", "error", "says"),
+    [
+        ({"load": ["ok", "other weights"]}, (), RunFailed, "loaded another model than the first actor"),
+        ({"load": ["die"] * 9}, (), RunFailed, "3 actors in a row ended before they were ready"),
+        ({"measure": ["disagree"]}, ("model.precision=fp16",), UsageError, "keeps only 50.00% of the tokens"),
+        ({"measure": ["die"] * 3}, ("model.precision=fp16",), UsageError, "could not be measured"),
+    ],
+)
+def test_runs_that_must_not_begin(run: Run, tmp_path: Path, script, settings, error, says: str) -> None:
+    with pytest.raises(error, match=says):
+        run(script, *settings)
+    assert not list(tmp_path.glob("out/tokens/*.parquet"))
+    assert fired(tmp_path, next(iter(script))) >= 1
+
+
+def test_calibration_that_kills_is_given_up_and_the_work_is_done(run: Run, tmp_path: Path) -> None:
+    result = run({"measure": ["die"] * 9})
+    assert result.exit_code is ExitCode.OK
+    assert fired(tmp_path, "measure") == driver.MAX_SPOILT
+
+
+def test_straggler_is_repeated_and_the_loser_told_to_stop(run: Run, tmp_path: Path) -> None:
+    began = time.monotonic()
+    result = run({"a": ["slow"]}, "cluster.shards_in_flight=1")
+    assert result.exit_code is ExitCode.OK
+    assert fired(tmp_path, "a") == 2
+    assert time.monotonic() - began < 25, "the slow attempt alone takes 30 s"
+
+
+@pytest.mark.parametrize(("signals", "drain", "within"), [(2, 60, 10), (1, 1, 12)])
+def test_stop_at_once_and_drain_with_a_deadline(
+    run: Run, tmp_path: Path, signals: int, drain: int, within: float
+) -> None:
+    stopped_at = []
+
+    def interrupt() -> None:
+        while not fired(tmp_path, "a"):
+            time.sleep(0.02)
+        for _ in range(signals):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+        stopped_at.append(time.monotonic())
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    settings = ("limits.speculate_factor=0", f"limits.drain_seconds={drain}")
+    result = run({name: ["slow"] * 9 for name in "abcdefgh"}, *settings)
+    thread.join()
+    assert result.exit_code is ExitCode.STOPPED
+    assert time.monotonic() - stopped_at[0] < within
