@@ -111,7 +111,7 @@ def test_attempt_that_hangs_is_ended(run: Run, tmp_path: Path, notes: Notes) -> 
 def test_unfit_actor_is_replaced_and_its_shards_are_not_charged(run: Run, tmp_path: Path) -> None:
     result = run({name: ["unfit"] for name in "abc"}, "limits.max_attempts=1")
     assert result.exit_code is ExitCode.OK
-    assert [fired(tmp_path, name) for name in "abc"] == [2, 2, 2]
+    assert all(fired(tmp_path, name) >= 2 for name in "abc"), "more if an actor went while another shard was on it"
 
 
 def test_fatal_failure_stops_the_run_with_its_words(run: Run) -> None:
