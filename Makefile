@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint unit system clean
+.PHONY: setup demo test lint unit system chaos scale clean
 
 setup: $(READY)
 
@@ -28,6 +28,13 @@ unit: setup
 
 system: setup
 	$(BIN)/python -m pytest -q -m system
+
+# Heavier than CI: kills, preemptions, full disks; and the driver at 100,000 shards.
+chaos: setup
+	$(BIN)/python -m pytest -q tests/chaos --chaos full
+
+scale: setup
+	SCALE_SHARDS=100000 $(BIN)/python -m pytest -q -s tests/scale
 
 clean:
 	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

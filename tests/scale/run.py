@@ -4,13 +4,10 @@ python -m tests.scale.run N FOLDER
 """
 
 import json
-import os
 import resource
 import sys
 import time
 from pathlib import Path
-
-import numpy as np
 
 from pipeline import driver, fleet
 from pipeline.config import resolve
@@ -19,10 +16,7 @@ from pipeline.progress import Plain, Snapshot
 from pipeline.resume import what_is_left
 from pipeline.shards.manifest import freeze
 from pipeline.storage import Storage
-from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter
-from pipeline.tokens.writer import OutputConfig, PartWriter
-from tests.scale.standin import SPEC, RemoteStandIn
-from tests.tokens.test_schema import row
+from tests.support.standin import RemoteStandIn
 
 
 class Timed(Plain):
@@ -37,18 +31,12 @@ class Timed(Plain):
         super().show(snapshot)
 
 
-def prepare(folder: Path, count: int) -> Path:
-    """`count` one-byte shards and the part that every one of them becomes."""
+def prepare(folder: Path, count: int) -> None:
+    """`count` one-byte shards, and a script that has every one of them become a tiny part."""
     (folder / "in").mkdir(parents=True)
-    (folder / "out" / "tokens").mkdir(parents=True)
     for number in range(count):
         (folder / "in" / f"{number:06d}.tar").write_bytes(b"x")
-    template = folder / "template.parquet"
-    footer = PartFooter("f", {"id": "x", "url": "x", "size": 1, "etag": None}, SPEC, Counts(1, 1, 1, 0))
-    with PartWriter(template, SPEC, ColumnsConfig(), "x", OutputConfig()) as writer:
-        writer.add([row()], np.zeros((1, 8, 8), np.int64))
-        writer.finish(footer)
-    return template
+    (folder / "script.json").write_text('{"quiet": []}')
 
 
 def thirds(seen: list[tuple[float, int]]) -> tuple[float, float]:
@@ -60,7 +48,7 @@ def thirds(seen: list[tuple[float, int]]) -> tuple[float, float]:
 
 def main(count: int, folder: Path) -> None:
     """Plan, run, list again; every figure is printed."""
-    os.environ["TEMPLATE"] = str(prepare(folder, count))
+    prepare(folder, count)
     fleet.RemoteWorker = RemoteStandIn  # type: ignore[assignment,misc]
     flags = {"shards": [f"{folder}/in/{{000000..{count - 1:06d}}}.tar"], "model": "none", "output": str(folder / "out")}
     config = resolve(flags={**flags, "cluster.actors": "2", "cluster.shards_in_flight": 8}, environment={})
