@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.ground import FULL, LONGEST, STRETCH, Ground
+from tests.chaos.ground import FULL, LONGEST, SHARDS, STRETCH, Ground
 from tests.support.faults import POINTS, Fault
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(LONGEST + 60)]
-SEEDS, KILLS = (range(20), 6) if FULL else (range(1), 3)
+SEEDS, KILLS = (range(20), 5) if FULL else (range(1), 3)
 PATIENT = "limits.max_attempts=50"  # who is killed alone again and again is not to blame here
 
 
@@ -37,3 +37,17 @@ def test_actor_killed_at_named_points(ground: Ground, tmp_path: Path, fired: Cou
         assert result.returncode == 0, result.stderr
     fired.update(ground.faults.fired())
     assert fired == {f"kill at {point}": 1 for point in points}
+
+
+if FULL:
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_storm_of_kills_at_named_points(ground: Ground, tmp_path: Path, fired: Counter[str], seed: int) -> None:
+        places = [(point, shard) for point in POINTS for shard in range(SHARDS)]
+        storm = random.Random(seed).sample(places, 12)
+        ground.faults.plan(*(Fault(point=point, action="kill", shard=f"{shard:05d}-*") for point, shard in storm))
+        with ground.watched(tmp_path):
+            result = ground.run(tmp_path, PATIENT)
+            assert result.returncode == 0, result.stderr
+        fired.update(ground.faults.fired())
+        assert fired.total() == len(storm)

@@ -7,7 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-POINTS = ("opened", "first_batch", "before_write", "written", "before_publish", "published", "before_report")
+POINTS = (
+    "opened",
+    "first_batch",
+    "before_write",
+    "written",
+    "before_publish",
+    "publishing",
+    "published",
+    "before_report",
+)
 FINALISATION = tuple(
     f"{when} {name}"
     for name in ("claim", "manifest.parquet", "rejects.parquet", "summary.json", "README.md", "_SUCCESS")
@@ -26,7 +35,6 @@ class Fault:
         shard: pattern of the shard ids it is meant for (`00003-*`); outside attempts the id is empty.
         marker: only samples whose image holds these characters.
         times: how often it may fire, all processes together.
-        probability: at which fraction of the shards it fires; `seed` and point decide at which.
         amount: bytes for `devour`, seconds for `sleep`.
     """
 
@@ -35,8 +43,6 @@ class Fault:
     shard: str = "*"
     marker: str = ""
     times: int = 1
-    probability: float = 1.0
-    seed: int = 0
     amount: float = 0.0
 
 

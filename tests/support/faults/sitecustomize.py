@@ -26,7 +26,6 @@ import importlib.abc
 import importlib.machinery
 import json
 import os
-import random
 import resource
 import signal
 import sys
@@ -105,8 +104,7 @@ def _reach(point: str, payload: bytes = b"") -> None:
             continue
         if fault["marker"].encode() not in payload:
             continue
-        chance = random.Random(f"{fault['seed']} {point} {shard}").random()
-        if chance < fault["probability"] and _count(fault):
+        if _count(fault):
             ACTIONS[fault["action"]](fault["amount"])
 
 
