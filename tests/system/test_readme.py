@@ -52,17 +52,22 @@ def shell(command: str, folder: Path, **env: str) -> subprocess.CompletedProcess
     )
 
 
+def pixels_of(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"), np.float64)
+
+
 def test_first_screen_shows_the_two_commands_and_a_picture() -> None:
     first = README.splitlines()[:24]
     assert any(line.startswith("make demo") for line in first)
     assert any(line.startswith("make test") for line in first)
     picture = next(match[1] for line in first if (match := re.match(r"!\[.*\]\((.*)\)", line)))
-    assert min(Image.open(ROOT / picture).size) > 400
+    assert min(pixels_of(ROOT / picture).shape[:2]) > 400
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
 def test_demo_leaves_a_picture_that_resembles_the_originals(clone: Path) -> None:
-    picture = np.asarray(Image.open(clone / "demo" / "reconstructions.png").convert("RGB"), np.float64)
+    picture = pixels_of(clone / "demo" / "reconstructions.png")
     top, left, side = 30, 8, 256
     original = picture[top : top + side, left : left + side]
     decoded = picture[top + side : top + 2 * side, left : left + side]
