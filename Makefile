@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint unit system chaos scale clean
+.PHONY: setup demo test lint unit system chaos-short chaos scale clean
 
 setup: $(READY)
 
@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/tokenmill demo
 
-test: lint unit system
+test: lint unit system chaos-short
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -24,14 +24,17 @@ lint: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(BIN)/python -m pytest -q -m "not system"
+	$(BIN)/python -m pytest -q -m "not system and not chaos"
 
 system: setup
-	$(BIN)/python -m pytest -q -m system
+	$(BIN)/python -m pytest -q -m "system and not chaos"
 
-# Heavier than CI: kills, preemptions, full disks; and the driver at 100,000 shards.
+chaos-short: setup
+	$(BIN)/python -m pytest -q -m chaos
+
+# Heavier than CI: kills by the hundred, full disks, poison; and the driver at 100,000 shards.
 chaos: setup
-	$(BIN)/python -m pytest -q tests/chaos --chaos full
+	CHAOS=full $(BIN)/python -m pytest -q -m chaos
 
 scale: setup
 	SCALE_SHARDS=100000 $(BIN)/python -m pytest -q -s tests/scale

@@ -34,8 +34,8 @@ def test_actor_killed_at_named_points(ground: Ground, tmp_path: Path, fired: Cou
     ground.faults.plan(*kills)
     with ground.watched(tmp_path):
         result = ground.run(tmp_path)
+        fired.update(ground.faults.fired())
         assert result.returncode == 0, result.stderr
-    fired.update(ground.faults.fired())
     assert fired == {f"kill at {point}": 1 for point in points}
 
 
@@ -48,6 +48,6 @@ if FULL:
         ground.faults.plan(*(Fault(point=point, action="kill", shard=f"{shard:05d}-*") for point, shard in storm))
         with ground.watched(tmp_path):
             result = ground.run(tmp_path, PATIENT)
+            fired.update(ground.faults.fired())
             assert result.returncode == 0, result.stderr
-        fired.update(ground.faults.fired())
         assert fired.total() == len(storm)

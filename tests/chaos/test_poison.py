@@ -62,8 +62,8 @@ def test_poison_samples(poisoned: Ground, tmp_path: Path, fired: Counter[str], k
         result = poisoned.run(tmp_path, *SETTINGS)
         fired.update(poisoned.faults.fired())
         assert result.returncode == 0, result.stderr
-    for kind, fault in zip(kinds, faults(kinds), strict=True):
-        assert fired[f"{fault.action} at sample"] >= 2, "once in an actor, once in the isolated child"
+    for kind in kinds:
+        assert fired[f"{kind.split()[0]} at sample"], f"{kind} never happened"
         check_reject(poisoned, tmp_path, *(POISON | EARLY)[kind])
 
 

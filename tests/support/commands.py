@@ -21,7 +21,7 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, **changes}
 
 
-def tokenmill(*arguments: object, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+def tokenmill(*arguments: object, timeout: float = 400, **env: str) -> subprocess.CompletedProcess[str]:
     """Run `tokenmill ARGUMENTS` to its end."""
     command = [sys.executable, "-m", "jobs", *map(str, arguments)]
     return subprocess.run(
@@ -43,7 +43,7 @@ def start(*arguments: object, **env: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_until(true: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_until(true: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
     """Poll until `true()`; fails if the process ends or the time is over first."""
     deadline = time.monotonic() + seconds
     while not true():

@@ -41,7 +41,7 @@ def test_actor_killed_in_the_middle(case: Case, tmp_path: Path) -> None:
     assert victims, "no actor found to kill"
     for victim in victims:
         victim.kill()
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
     assert "died and is replaced" in output
     assert parts(tmp_path) == case.parts
@@ -52,7 +52,7 @@ def test_signal_drains_and_the_next_run_goes_on(case: Case, tmp_path: Path, numb
     process = start(*case.arguments(tmp_path))
     wait_until(lambda: some_parts(tmp_path), process)
     os.kill(process.pid, number)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 4, output
     assert "run the same command again" in output
     assert 1 <= len(parts(tmp_path)) < SHARDS

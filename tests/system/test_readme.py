@@ -47,7 +47,7 @@ def shell(command: str, folder: Path, **env: str) -> subprocess.CompletedProcess
         env=environment(PATH=path, **env),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
         check=False,
     )
 
