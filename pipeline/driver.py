@@ -94,6 +94,7 @@ class _Run:
         self._identity: Identity | None = None
         self._job: dict[str, Any] | None = None
         self._measuring: str | None = None
+        self._measuring_since = 0.0
         self._stillborn = 0
         self._spoilt = 0
         self._gate: str | None = None
@@ -165,6 +166,11 @@ class _Run:
 
     def _end_stalled(self) -> None:
         """End the actors of attempts that no longer move: a thread cannot be ended alone."""
+        limit = self._config.limits.stall_seconds
+        if self._measuring and self._job is None and time.monotonic() - self._measuring_since > limit:
+            actor, self._measuring = self._measuring, None
+            self._spoilt += 1
+            self._replace(actor, f"no calibration after {limit:g} s (limits.stall_seconds)", blame=False)
         for assignment, why in self._schedule.stalled(time.monotonic()):
             if assignment.actor in self.fleet.actors:  # else it was ended for another of its shards
                 self._replace(assignment.actor, f"{self._shards[assignment.shard].url}: {why}", assignment.shard)
@@ -199,7 +205,7 @@ class _Run:
         if not shards:
             self._claim(None)
             return
-        self._measuring = loaded[0]
+        self._measuring, self._measuring_since = loaded[0], time.monotonic()
         there, given = self._output.job(), self._config.model.batch_size
         size = there["batch_size"] if there else (given if given != "auto" else None)
         self.fleet.call(loaded[0], "measure", shards, size)

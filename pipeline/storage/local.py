@@ -15,6 +15,7 @@ from pipeline.errors import StoreRefused, UsageError
 from pipeline.storage.blob import Blob
 from pipeline.urls import local_path
 
+COPY_BYTES = 1 << 20
 NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -57,9 +58,9 @@ class LocalDisk:
 
     def create(self, url: str, source: Path) -> None:
         target = _path(url)
-        with _copied(source, target) as temporary:
+        with _copied_nameless(source, target) as (copy, folder):
             try:
-                os.link(temporary, target)
+                os.link(copy, target, src_dir_fd=folder)
             except OSError as error:
                 if error.errno not in NO_HARD_LINKS:
                     raise
@@ -97,6 +98,30 @@ def _blobs(paths: Iterable[str]) -> Iterator[Blob]:
 
 
 @contextmanager
+def _copied_nameless(source: Path, target: Path) -> Iterator[tuple[Path, int]]:
+    """A copy of `source` on the disk of `target`, to be linked, and a handle of its folder.
+
+    On Linux the copy has no name until it gets the final one, so a process that is killed here leaves nothing. Systems
+    and disks that know no such files get a named copy.
+    """
+    _make_folder(target.parent)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        try:
+            handle = os.open(target.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
+        except (AttributeError, OSError):
+            with _copied(source, target) as temporary:
+                yield temporary, folder
+            return
+        with open(handle, "wb") as file, open(source, "rb") as original:
+            shutil.copyfileobj(original, file, COPY_BYTES)
+            _to_disk(file)
+            yield Path(f"/proc/self/fd/{handle}"), folder  # with `src_dir_fd` given, os.link follows it to the file
+    finally:
+        os.close(folder)
+
+
+@contextmanager
 def _copied(source: Path, target: Path) -> Iterator[Path]:
     """A copy of `source` beside `target`, safe on the disk."""
     with _sibling(target) as temporary:
@@ -109,15 +134,19 @@ def _copied(source: Path, target: Path) -> Iterator[Path]:
 @contextmanager
 def _sibling(target: Path) -> Iterator[Path]:
     """A free name beside `target`, with nothing under it afterwards. No glob of shards or parts matches it."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UsageError(f"{target.parent}: is no folder, so nothing can be written into it") from error
+    _make_folder(target.parent)
     temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"{folder}: is no folder, so nothing can be written into it") from error
 
 
 def _to_disk(file: BinaryIO) -> None:

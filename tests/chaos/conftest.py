@@ -42,11 +42,10 @@ def undisturbed(cluster: tuple[Cluster, Faults], tiny_model: Path, tmp_path_fact
 
 
 @pytest.fixture
-def ground(undisturbed: Ground) -> Iterator[Ground]:
-    """The ground, with no actor of the last case on it."""
-    undisturbed.faults.plan()
-    yield undisturbed
-    undisturbed.cluster.wait_until_idle()
+def ground(undisturbed: Ground) -> Ground:
+    """The ground, with no fault planned and no actor on it."""
+    undisturbed.calm()
+    return undisturbed
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from tests.support.faults import Faults
 SHARDS, SAMPLES = 12, 40
 STRETCH = 0.02  # seconds per sample: a run then takes seconds, and a kill hits the middle of the work
 LONGEST = 240  # seconds that any single run may take
+ONE_ACTOR = "cluster.actors=1"  # where the driver is what matters: half the start
 SCALE = os.environ.get("CHAOS", "short")
 FULL = SCALE == "full"
 
@@ -88,6 +89,11 @@ class Ground:
     def environment(self) -> dict[str, str]:
         """Of every run on the cluster."""
         return {**self.cluster.environment, **self.faults.environment}
+
+    def calm(self) -> None:
+        """Plan no fault, and wait until no actor of an earlier run is left, so that faults strike the next run only."""
+        self.cluster.wait_until_idle()
+        self.faults.plan()
 
     def busy_actors(self) -> list[psutil.Process]:
         """The actors that have a shard open, in the order of their process ids."""

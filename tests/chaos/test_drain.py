@@ -13,7 +13,7 @@ from tests.support.faults import ALWAYS, Fault
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2 * LONGEST)]
 LEAVING = 15  # seconds that a driver may take beside the notice: accounts, actors, Ray
-SLOW = 5.0  # seconds that each shard takes at least
+SLOW = 3.0  # seconds that each shard takes at least
 NOTICES = [(0, False), (1, False), (30, True), (2, False), (30, True)] if FULL else [(1, False), (30, True)]
 
 

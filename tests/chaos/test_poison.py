@@ -56,7 +56,7 @@ def with_comment(jpeg: bytes, text: bytes) -> bytes:
     "kinds", [("segv", "hang", "devour"), *TOGETHER, *((kind,) for kind in EARLY if FULL)], ids="+".join
 )
 def test_poison_samples(poisoned: Ground, tmp_path: Path, fired: Counter[str], kinds: tuple[str, ...]) -> None:
-    poisoned.cluster.wait_until_idle()
+    poisoned.calm()
     poisoned.faults.plan(*faults(kinds))
     with poisoned.watched(tmp_path, differ=len(kinds)):
         result = poisoned.run(tmp_path, *SETTINGS)

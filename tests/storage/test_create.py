@@ -96,7 +96,7 @@ def test_disk_that_is_full_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def not_here(*_: object) -> None:
+    def not_here(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")  # what exFAT and some FUSE mounts answer
 
     monkeypatch.setattr(os, "link", not_here)

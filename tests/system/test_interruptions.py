@@ -43,7 +43,7 @@ def test_actor_killed_in_the_middle(case: Case, tmp_path: Path) -> None:
         victim.kill()
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
-    assert "died and is replaced" in output
+    assert "is replaced (it died" in output
     assert parts(tmp_path) == case.parts
 
 

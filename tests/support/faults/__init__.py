@@ -69,7 +69,7 @@ class Faults:
         self._plans += 1
         self._fired().mkdir(parents=True)
         named = [
-            {"name": f"{number} {fault.action} at {fault.point}".replace("/", "_"), **asdict(fault)}
+            {"name": f"{number} {fault.action} at {fault.point}", **asdict(fault)}
             for number, fault in enumerate(faults)
         ]
         document = {"fired": str(self._fired()), "stretch": stretch, "faults": named}
@@ -81,6 +81,10 @@ class Faults:
         """How often each fault of this plan fired: `kill at opened` -> 1."""
         names = (path.name.rpartition(".")[0].partition(" ")[2] for path in self._fired().iterdir())
         return Counter(names)
+
+    def shards(self) -> set[str]:
+        """The ids of the shards at whose attempts a fault of this plan fired."""
+        return {path.read_text().split(" ")[0] for path in self._fired().iterdir()}
 
     def _fired(self) -> Path:
         return self._folder / f"fired-{self._plans}"
