@@ -28,7 +28,7 @@ from pipeline.tokens.schema import TokenSpec
 CPU_IMAGES = 2
 FIRST_BATCH = {"cuda": 8, "cpu": CPU_IMAGES}
 LARGEST_BATCH = 512
-RATE_SECONDS = 0.3  # one measurement of a batch size
+RATE_SECONDS = 1.0  # one measurement of a batch size
 FLAT = 1.05  # a doubled batch that gains less than 5 percent is not worth its memory
 
 Images = npt.NDArray[np.uint8]
