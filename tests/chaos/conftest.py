@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.ground import SAMPLES, SCALE, SHARDS, Cluster, Ground, undisturbed_run
-from tests.support.corpora import write_corpus
+from tests.chaos.ground import SCALE, Cluster, Ground, undisturbed_run
+from tests.chaos.poison import write_marked_corpus
 from tests.support.faults import Faults
 
 if SCALE not in ("short", "full"):
@@ -35,10 +35,9 @@ def cluster() -> Iterator[tuple[Cluster, Faults]]:
 
 @pytest.fixture(scope="session")
 def undisturbed(cluster: tuple[Cluster, Faults], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ground:
-    """12 shards x 40 samples, and an undisturbed run of them."""
+    """12 shards of 40 samples, and an undisturbed run of them."""
     folder = tmp_path_factory.mktemp("ground")
-    corpus = write_corpus(folder / "in", shards=SHARDS, samples=SAMPLES)
-    return undisturbed_run(*cluster, corpus, tiny_model, folder / "out")
+    return undisturbed_run(*cluster, write_marked_corpus(folder / "in"), tiny_model, folder / "out")
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from tests.support.checker import Watcher, digests, problems
 from tests.support.commands import actors_of, environment, start, tokenmill, wait_until
 from tests.support.faults import Faults
 
-SHARDS, SAMPLES = 12, 40
 STRETCH = 0.02  # seconds per sample: a run then takes seconds, and a kill hits the middle of the work
 LONGEST = 240  # seconds that any single run may take
 ONE_ACTOR = "cluster.actors=1"  # where the driver is what matters: half the start

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.ground import FULL, LONGEST, SHARDS, STRETCH, Ground
+from tests.chaos.ground import FULL, LONGEST, STRETCH, Ground
+from tests.chaos.poison import SHARDS
 from tests.support.faults import POINTS, Fault
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(LONGEST + 60)]

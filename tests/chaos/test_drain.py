@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.ground import FULL, LONGEST, Ground
+from tests.chaos.ground import FULL, LONGEST, ONE_ACTOR, Ground
 from tests.support.commands import wait_until
 from tests.support.faults import ALWAYS, Fault
 
@@ -23,7 +23,7 @@ def test_sigterm_with_notice(ground: Ground, tmp_path: Path, fired: Counter[str]
     with ground.watched(tmp_path):
         for notice, finishes in NOTICES:
             before, asleep = count_parts(tmp_path), ground.faults.fired().total()
-            process = ground.start(tmp_path, f"limits.drain_seconds={notice}")
+            process = ground.start(tmp_path, ONE_ACTOR, f"limits.drain_seconds={notice}")
             wait_until(lambda asleep=asleep: ground.faults.fired().total() > asleep, process)
             began = time.monotonic()
             process.send_signal(signal.SIGTERM)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.ground import FULL, LONGEST, ONE_ACTOR, SHARDS, STRETCH, Ground, pause
+from tests.chaos.ground import FULL, LONGEST, ONE_ACTOR, STRETCH, Ground, pause
+from tests.chaos.poison import SHARDS
 from tests.support.commands import wait_until
 from tests.support.faults import ALWAYS, FINALISATION, Fault
 

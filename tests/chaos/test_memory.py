@@ -17,6 +17,7 @@ from pipeline.shards.manifest import freeze
 from pipeline.storage import Storage
 from pipeline.tokens.writer import OutputConfig
 from tests.chaos.ground import FULL
+from tests.chaos.poison import with_comment
 from tests.support.corpora import jpeg
 from tests.support.lines import production_line
 
@@ -59,16 +60,11 @@ def measure(path: Path, model: Path, output: Path, budget: int) -> int:
 
 def write_large_shard(path: Path, size: int) -> Path:
     """A shard of about `size` bytes: a few small JPEGs, again and again, each with a long comment."""
-    images = [with_comments(jpeg(seed, 48, 40)) for seed in range(16)]
+    plain = [jpeg(seed, 48, 40) for seed in range(16)]
+    images = [with_comment(image, b" " * (SAMPLE_BYTES - len(image) - 4)) for image in plain]
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for index in range(size // MEMBER_BYTES):
             info = tarfile.TarInfo(f"{index:08d}.jpg")
             info.size = SAMPLE_BYTES
             tar.addfile(info, io.BytesIO(images[index % len(images)]))
     return path
-
-
-def with_comments(image: bytes) -> bytes:
-    """The JPEG at exactly SAMPLE_BYTES, by a comment after its start marker."""
-    length = SAMPLE_BYTES - len(image) - 2
-    return image[:2] + b"\xff\xfe" + length.to_bytes(2, "big") + b" " * (length - 2) + image[2:]
