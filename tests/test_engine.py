@@ -88,3 +88,67 @@ def test_few_batch_shapes(batch_size: int, shapes: tuple[int, ...]) -> None:
 def test_model_configuration_names_its_choices() -> None:
     with pytest.raises(ValueError, match="exact"):
         ModelConfig(precision="float8")
+
+
+class Sweepable:
+    """What `sweep` needs of an engine on CUDA, with a throughput that the test decides."""
+
+    device = torch.device("cuda")
+    image_size, may_halve, batch_size = 32, True, 0
+
+    def set_batch_size(self, size: int) -> None:
+        self.batch_size = size
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen", "tried"),
+    [
+        ({8: 100, 16: 190, 32: 300, 64: 305, 128: 900}, 64, [8, 16, 32, 64]),  # flat from 32 to 64: stop growing
+        ({8: 100, 16: 190, 32: None}, 16, [8, 16]),  # memory is short
+        ({8: 100, 16: 90}, 8, [8, 16]),
+    ],
+)
+def test_batch_grows_until_throughput_flattens_or_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch, rates: dict[int, float | None], chosen: int, tried: list[int]
+) -> None:
+    def rate(engine: Sweepable, _images: np.ndarray, size: int) -> float:
+        assert not engine.may_halve, "memory that is short must show"
+        found = rates[size]
+        if found is None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return found
+
+    monkeypatch.setattr("pipeline.engine._rate", rate)
+    engine = Sweepable()
+    assert list(sweep(engine, images(1), None)) == tried
+    assert (engine.batch_size, engine.may_halve) == (chosen, True)
+
+
+def test_model_that_does_not_fit_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rate(*_: object) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("pipeline.engine._rate", rate)
+    with pytest.raises(ModelError, match="batches of 8 images of 32 pixels do not fit"):
+        sweep(Sweepable(), images(1), None)
+
+
+def test_batch_that_does_not_fit_is_halved_and_stays_halved(model: VQModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, tried = Engine(model, image_size=32, batch_size=16), []
+
+    def encode(batch: torch.Tensor) -> torch.Tensor:
+        tried.append(len(batch))
+        if len(batch) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return model.encode_indices(batch)
+
+    monkeypatch.setattr(engine, "_encode", encode)
+    batch = torch.from_numpy(images(16))
+    first = engine._halving(batch)
+    assert tried == [16, 8, 4, 4, 4, 4]
+    assert torch.equal(engine._halving(batch), first)
+    assert tried[6:] == [4, 4, 4, 4], "no second attempt at what did not fit"
+    engine.may_halve = False
+    engine.set_batch_size(16)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine._halving(batch)
