@@ -100,9 +100,15 @@ class Ground:
 
     def kill_busy_actor(self, process: subprocess.Popen[str], chance: random.Random) -> None:
         """SIGKILL one of the actors that have a shard open, after a pause of random length."""
+        busy: list[psutil.Process] = []
+
+        def found() -> bool:
+            busy[:] = self.busy_actors()
+            return bool(busy)
+
         pause(process, chance.uniform(0, 0.8))
-        wait_until(lambda: bool(self.busy_actors()), process)
-        victim = chance.choice(self.busy_actors())
+        wait_until(found, process)
+        victim = chance.choice(busy)
         victim.kill()
         victim.wait(timeout=30)
 
