@@ -132,7 +132,7 @@ def undisturbed_run(cluster: Cluster, faults: Faults, corpus: Path, model: Path,
     """Tokenize a corpus once with no fault at all, and stand on the result."""
     bare = Ground(cluster, faults, corpus, model, {})
     faults.plan()
-    result = bare.run(output)
+    result = bare.run(output, ONE_ACTOR)
     assert result.returncode == 0, result.stderr
     ground = Ground(cluster, faults, corpus, model, digests(output))
     assert problems(output, corpus, ground.undisturbed) == []

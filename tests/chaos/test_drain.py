@@ -13,8 +13,8 @@ from tests.support.faults import ALWAYS, Fault
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2 * LONGEST)]
 LEAVING = 15  # seconds that a driver may take beside the notice: accounts, actors, Ray
-SLOW = 3.0  # seconds that each shard takes at least
-NOTICES = [(0, False), (1, False), (30, True), (2, False), (30, True)] if FULL else [(1, False), (30, True)]
+SLOW = 2.0  # seconds that each shard takes at least
+NOTICES = [(0, False), (1, False), (30, True), (0.5, False), (30, True)] if FULL else [(1, False), (30, True)]
 
 
 def test_sigterm_with_notice(ground: Ground, tmp_path: Path, fired: Counter[str]) -> None:
@@ -33,7 +33,7 @@ def test_sigterm_with_notice(ground: Ground, tmp_path: Path, fired: Counter[str]
             assert (count_parts(tmp_path) > before) == finishes, said
             fired[f"SIGTERM with {notice} s of notice"] += 1
         ground.faults.plan()
-        assert ground.run(tmp_path).returncode == 0
+        assert ground.run(tmp_path, ONE_ACTOR).returncode == 0
 
 
 def count_parts(output: Path) -> int:

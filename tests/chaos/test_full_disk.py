@@ -18,7 +18,7 @@ from tests.support.faults import ALWAYS, Fault, Faults
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3 * LONGEST)]
 PAGE = 4096  # bytes: the least that a file takes on a tmpfs
-QUICK = [ONE_ACTOR, "limits.max_infra_failures=2", "storage.retry_seconds=0.2"]
+QUICK = [ONE_ACTOR, "limits.max_infra_failures=1", "storage.retry_seconds=0.2"]
 NO_SPACE, READ_ONLY = os.strerror(errno.ENOSPC), os.strerror(errno.EROFS)
 
 
@@ -98,7 +98,7 @@ if FULL or not MOUNTABLE:
             *(Fault(point="before_write", action="full", shard=f"0000{n}-*", times=ALWAYS) for n in (3, 7))
         )
         with ground.watched(tmp_path):
-            result = ground.run(tmp_path, *QUICK, "--json")
+            result = ground.run(tmp_path, *QUICK, "limits.max_infra_failures=2", "--json")
             fired.update(ground.faults.fired())
             assert fired == {"full at before_write": 4}, "two shards, two attempts each"
             assert result.returncode == 3, result.stderr
@@ -145,7 +145,7 @@ if MOUNTABLE:
                 assert litter(disk.folder) == []
                 fired["full OUTPUT"] += 1
             disk.empty()
-            assert bulky.run(disk.folder, "--retry-quarantined").returncode == 0
+            assert bulky.run(disk.folder, ONE_ACTOR, "--retry-quarantined").returncode == 0
 
     def test_output_read_only_from_the_start_and_in_the_middle(
         bulky: Ground, disk: SmallDisk, fired: Counter[str]
@@ -157,7 +157,7 @@ if MOUNTABLE:
             assert refused.returncode in (1, 2), refused.stderr
             assert READ_ONLY in refused.stderr
             disk.set_read_only(False)
-            bulky.faults.plan(stretch=5 * STRETCH)
+            bulky.faults.plan(stretch=3 * STRETCH)
             process = bulky.start(disk.folder, *QUICK)
             wait_until(lambda: any(disk.folder.glob("tokens/*.parquet")), process)
             disk.set_read_only(True)
@@ -167,4 +167,5 @@ if MOUNTABLE:
             disk.set_read_only(False)
             fired["read-only OUTPUT"] += 2
             assert litter(disk.folder) == []
-            assert bulky.run(disk.folder, "--retry-quarantined").returncode == 0
+            bulky.faults.plan()
+            assert bulky.run(disk.folder, ONE_ACTOR, "--retry-quarantined").returncode == 0
