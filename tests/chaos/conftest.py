@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.ground import SCALE, Cluster, Ground, undisturbed_run
+from tests.chaos.ground import SCALE, Ground, OneNode, undisturbed_run
 from tests.chaos.poison import write_marked_corpus
 from tests.support.faults import Faults
 
@@ -23,18 +23,18 @@ if SCALE not in ("short", "full"):
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[tuple[Cluster, Faults]]:
+def cluster() -> Iterator[tuple[OneNode, Faults]]:
     """A Ray cluster that many runs share. Its folder is short, as paths of sockets must be."""
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     faults = Faults(folder)
-    cluster = Cluster(folder, faults)
+    cluster = OneNode(folder, faults)
     yield cluster, faults
     cluster.stop()
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(cluster: tuple[Cluster, Faults], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ground:
+def undisturbed(cluster: tuple[OneNode, Faults], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ground:
     """12 shards of 40 samples, and an undisturbed run of them."""
     folder = tmp_path_factory.mktemp("ground")
     return undisturbed_run(*cluster, write_marked_corpus(folder / "in"), tiny_model, folder / "out")

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
 from tests.support.checker import Watcher, digests, problems
 from tests.support.commands import actors_of, environment, start, tokenmill, wait_until
 from tests.support.faults import Faults
+from tests.support.hosts import HEAD
 
 STRETCH = 0.02  # seconds per sample: a run then takes seconds, and a kill hits the middle of the work
 LONGEST = 240  # seconds that any single run may take
@@ -24,8 +26,28 @@ SCALE = os.environ.get("CHAOS", "short")
 FULL = SCALE == "full"
 
 
-class Cluster:
-    """A Ray cluster of one node on loopback, whose processes all read the plan of `faults`."""
+class Cluster(Protocol):
+    """Where runs find their actors. Its processes read the plan of the `Faults` they were started with.
+
+    Attributes:
+        address: of the cluster.
+        environment: of every process that joins it.
+        head: `ray start` of the head, under which its processes are.
+    """
+
+    address: str
+    environment: dict[str, str]
+    head: subprocess.Popen[str]
+
+    def actors(self) -> list[psutil.Process]:
+        """The actors on it."""
+
+    def prefix(self, host: str) -> list[str]:
+        """What stands before a command that is to run on the host."""
+
+
+class OneNode:
+    """A Ray cluster of one node on loopback."""
 
     def __init__(self, folder: Path, faults: Faults) -> None:
         with socket.socket() as probe:
@@ -46,9 +68,11 @@ class Cluster:
             self.head = subprocess.Popen(command, stdout=sink, stderr=sink, text=True, env=env, start_new_session=True)
         wait_until(lambda: "Ray runtime started" in log.read_text(), self.head, 60)
 
-    def wait_until_idle(self) -> None:
-        """Wait until no actor of an earlier run is left."""
-        wait_until(lambda: not actors_of(self.head), self.head, 60)
+    def actors(self) -> list[psutil.Process]:
+        return actors_of(self.head)
+
+    def prefix(self, _host: str) -> list[str]:
+        return []
 
     def stop(self) -> None:
         """End every process of the cluster."""
@@ -69,20 +93,22 @@ class Ground:
     model: Path
     undisturbed: dict[str, str]
 
-    def arguments(self, output: Path, *more: object) -> list[object]:
+    def arguments(self, output: Path | str, *more: object) -> list[object]:
         """`run` into `output` by two actors of the cluster; `more` are flags, or settings `a.b=value`."""
         settings = ["image.size=32", f"cluster.address={self.cluster.address}", "cluster.actors=2"]
         settings += ["cluster.cpus_per_actor=1", "limits.backoff_seconds=0.05"]
         flags = [word for setting in settings for word in ("--set", setting)]
         return ["run", "--shards", self.corpus, "--model", self.model, "--output", output, *flags, *_as_flags(more)]
 
-    def start(self, output: Path, *more: object) -> subprocess.Popen[str]:
+    def start(self, output: Path | str, *more: object) -> subprocess.Popen[str]:
         """Start a run."""
-        return start(*self.arguments(output, *more), **self.environment)
+        return start(*self.arguments(output, *more), prefix=self.cluster.prefix(HEAD), **self.environment)
 
     def run(self, output: Path, *more: object) -> subprocess.CompletedProcess[str]:
         """A run to its end."""
-        return tokenmill(*self.arguments(output, *more), timeout=LONGEST, **self.environment)
+        return tokenmill(
+            *self.arguments(output, *more), timeout=LONGEST, prefix=self.cluster.prefix(HEAD), **self.environment
+        )
 
     @property
     def environment(self) -> dict[str, str]:
@@ -91,12 +117,13 @@ class Ground:
 
     def calm(self) -> None:
         """Plan no fault, and wait until no actor of an earlier run is left, so that faults strike the next run only."""
-        self.cluster.wait_until_idle()
+        wait_until(lambda: not self.cluster.actors(), self.cluster.head, 60)
         self.faults.plan()
 
-    def busy_actors(self) -> list[psutil.Process]:
-        """The actors that have a shard open, in the order of their process ids."""
-        return sorted((actor for actor in actors_of(self.cluster.head) if self._reads(actor)), key=lambda one: one.pid)
+    def busy_actors(self, among: list[psutil.Process] | None = None) -> list[psutil.Process]:
+        """Those that have a shard open, among all actors of the cluster or the given ones, by their process ids."""
+        actors = self.cluster.actors() if among is None else among
+        return sorted((actor for actor in actors if self._reads(actor)), key=lambda one: one.pid)
 
     def kill_busy_actor(self, process: subprocess.Popen[str], chance: random.Random) -> None:
         """SIGKILL one of the actors that have a shard open, after a pause of random length."""

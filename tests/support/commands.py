@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -21,17 +21,19 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, **changes}
 
 
-def tokenmill(*arguments: object, timeout: float = 400, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run `tokenmill ARGUMENTS` to its end."""
-    command = [sys.executable, "-m", "jobs", *map(str, arguments)]
+def tokenmill(
+    *arguments: object, timeout: float = 400, prefix: Sequence[str] = (), **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `tokenmill ARGUMENTS` to its end; `prefix` stands before the command."""
+    command = [*prefix, sys.executable, "-m", "jobs", *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment(**env), check=False
     )
 
 
-def start(*arguments: object, **env: str) -> subprocess.Popen[str]:
-    """Start `tokenmill ARGUMENTS` in a process group of its own."""
-    command = [sys.executable, "-m", "jobs", *map(str, arguments)]
+def start(*arguments: object, prefix: Sequence[str] = (), **env: str) -> subprocess.Popen[str]:
+    """Start `tokenmill ARGUMENTS` in a process group of its own; `prefix` stands before the command."""
+    command = [*prefix, sys.executable, "-m", "jobs", *map(str, arguments)]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -86,5 +86,10 @@ class Faults:
         """The ids of the shards at whose attempts a fault of this plan fired."""
         return {path.read_text().split(" ")[0] for path in self._fired().iterdir()}
 
+    def processes(self, name: str) -> list[int]:
+        """The ids of the processes in which a fault of this plan fired, as often as it did."""
+        paths = (path for path in self._fired().iterdir() if path.name.rpartition(".")[0].partition(" ")[2] == name)
+        return [int(path.read_text().split(" ")[1]) for path in paths]
+
     def _fired(self) -> Path:
         return self._folder / f"fired-{self._plans}"
