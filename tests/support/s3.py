@@ -47,8 +47,8 @@ class S3:
 
 
 @contextmanager
-def seaweedfs(folder: Path) -> Iterator[S3]:
-    """SeaweedFS with its data in `folder`."""
+def seaweedfs(folder: Path, host: servers.Host = servers.HERE) -> Iterator[S3]:
+    """SeaweedFS with its data in `folder`, and a bucket `tok`."""
     named = ("master", "volume", "filer", "s3", "admin")
     ports = servers.free_ports(2 * len(named))
     options = [f"-{name}.port={port}" for name, port in zip(named, ports, strict=False)]
@@ -56,10 +56,10 @@ def seaweedfs(folder: Path) -> Iterator[S3]:
     options += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"]
     options += [f"-{name}.localSocket={folder / name}.sock" for name in ("s3", "filer")]
     options += ["-master.telemetry=false", "-s3.autoCreateBucket=false", f"-dir={folder}"]
-    server = S3(f"http://127.0.0.1:{ports[named.index('s3')]}")
-    command = [_binary("weed"), "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *options]
+    server = S3(f"http://{host.address}:{ports[named.index('s3')]}")
+    command = [_binary("weed"), "mini", f"-ip={host.address}", f"-ip.bind={host.address}", "-bucket=tok", *options]
     try:
-        with servers.process(command, folder, server.endpoint, server.environment):
+        with servers.process(command, folder, server.endpoint, server.environment, host):
             yield server
     finally:
         for port in ports:

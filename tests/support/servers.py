@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -26,17 +27,43 @@ def free_ports(count: int) -> list[int]:
         return [open_socket.getsockname()[1] for open_socket in sockets]
 
 
+@dataclass(frozen=True)
+class Host:
+    """Where a server runs.
+
+    Attributes:
+        address: that it listens on.
+        prefix: what stands before a command that is to run there.
+    """
+
+    address: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()
+
+    def reaches(self, endpoint: str) -> bool:
+        """Whether a server answers there."""
+        if not self.prefix:
+            return _answers(endpoint)
+        ask = "import sys; from tests.support.servers import HERE; sys.exit(not HERE.reaches(sys.argv[1]))"
+        command = [*self.prefix, sys.executable, "-c", ask, endpoint]
+        return subprocess.run(command, check=False).returncode == 0
+
+
+HERE = Host()
+
+
 @contextmanager
-def process(command: list[str], folder: Path, endpoint: str, environment: Mapping[str, str]) -> Iterator[None]:
+def process(
+    command: list[str], folder: Path, endpoint: str, environment: Mapping[str, str], host: Host = HERE
+) -> Iterator[None]:
     """Run a server until the end of the block; its log is `folder/log`."""
-    env = {**os.environ, **environment}
+    env, command = {**os.environ, **environment}, [*host.prefix, *command]
     with (
         open(folder / "log", "wb") as log,
         subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, env=env) as server,
     ):
         try:
             deadline = time.monotonic() + START_SECONDS
-            while not _answers(endpoint):
+            while not host.reaches(endpoint):
                 assert server.poll() is None, f"{command[0]} ended: {(folder / 'log').read_text()[-2000:]}"
                 assert time.monotonic() < deadline, f"{command[0]} does not answer"
                 time.sleep(0.05)
