@@ -13,6 +13,7 @@ _AZURE = ("abfs", "abfss", "az")  # here `container@account` is the place itself
 
 # In the URL of an object store `?` is also a wildcard; a query is what has a name and a value.
 _QUERY = re.compile(r"\?[A-Za-z][\w.-]*=.*", re.DOTALL)
+_PLACE = re.compile(r"(?:\[[^\]@]*\]|[^:@]*)(?::\d*)?|arn:[^@]*")
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://[^\s'\"<>]+")
 _SECRET_IN_TEXT = re.compile(
     r"(?i)\b(x-amz-[\w-]+|x-goog-[\w-]+|sig|signature|awsaccesskeyid|googleaccessid)=[^&\s'\"]+"
@@ -23,18 +24,20 @@ def scheme_of(url: str) -> str:
     """The URL's scheme, `file` for a plain path.
 
     Raises:
-        UsageError: for `pipe:`, chained `::` URLs and schemes that are not on the allow-list.
+        UsageError: for `pipe:`, chained `::` URLs, schemes that are not on the allow-list, and credentials.
     """
     if "::" in url:
         raise UsageError(f"chained URLs (::) are refused, got {redact(url)}; name the object itself")
     if url.startswith("pipe:"):
         raise UsageError("pipe: URLs run a shell and are refused; name the object itself (s3://..., gs://..., a path)")
-    scheme, separator, _ = url.partition("://")
+    scheme, separator, rest = url.partition("://")
     if not separator:
         return "file"
     if scheme not in ("file", *REMOTE_SCHEMES, *HTTP_SCHEMES):
         allowed = ", ".join(("file", *REMOTE_SCHEMES))
         raise UsageError(f"unknown URL scheme {scheme!r} in {redact(url)}; must be one of {allowed} (http by opt-in)")
+    if scheme != "file" and not _is_plain(scheme, rest.partition("/")[0]):
+        raise UsageError(f"credentials in URLs are refused, got {redact(url)}; use the store's own provider chain")
     return scheme
 
 
@@ -49,7 +52,20 @@ def _redact_link(url: str) -> str:
         return url
     rest = re.split("[?#]", rest)[0] if scheme.endswith(HTTP_SCHEMES) else _QUERY.sub("", rest)
     authority, slash, path = rest.partition("/")
-    return f"{scheme}://{authority if scheme in _AZURE else authority.rpartition('@')[2]}{slash}{path}"
+    if _is_plain(scheme, authority):
+        return f"{scheme}://{authority}{slash}{path}"
+    user, at, host = authority.rpartition("@")
+    if not at:
+        return f"{scheme}://..."  # a secret with a slash in it, which the path goes on with
+    return f"{scheme}://{user.partition(':')[0] + at if scheme in _AZURE else ''}{host}{slash}{path}"
+
+
+def _is_plain(scheme: str, authority: str) -> bool:
+    """Whether an authority is a bucket, a host with or without a port, or an access point, and nothing else."""
+    if scheme in _AZURE:
+        container, at, host = authority.rpartition("@")
+        return ":" not in container and (not at or "@" not in container) and _PLACE.fullmatch(host) is not None
+    return _PLACE.fullmatch(authority) is not None
 
 
 def redact_text(text: str) -> str:
@@ -58,7 +74,7 @@ def redact_text(text: str) -> str:
 
 
 def canonical(url: str) -> str:
-    """One spelling for one place: absolute `file://` paths, no trailing slash, no credentials, no aliases of schemes.
+    """One spelling for one place: absolute `file://` paths, no trailing slash, no aliases of schemes.
 
     Raises:
         UsageError: if the URL is not allowed (see `scheme_of`), is signed, or names no bucket.

@@ -30,6 +30,11 @@ class ImageConfig(BaseModel):
         le=PILLOW_MAX_PIXELS,
         description="largest source image, and largest intermediate of a recipe (pixels); larger ones are rejected",
     )
+    max_bytes: int = Field(
+        300_000_000,
+        ge=1,
+        description="largest file of one image (bytes); the default holds the most pixels even uncompressed",
+    )
     max_scan_pixels: int = Field(
         1_000_000_000,
         ge=1,

@@ -35,7 +35,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from pipeline.images.config import ImageConfig
 from pipeline.images.reasons import BadImage, Reason
-from pipeline.images.sniff import Format, JpegHeader, is_whole, read_jpeg, sniff
+from pipeline.images.sniff import Format, JpegHeader, check_structure, read_jpeg, sniff
 
 _PLUGINS: Final[Mapping[Format, Callable[[BytesIO], ImageFile.ImageFile]]] = MappingProxyType(
     {
@@ -104,11 +104,14 @@ def decode(data: bytes, config: ImageConfig) -> Image.Image:
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "Pillow is set to show truncated files whole; pixels would be made up"
     if not data:
         raise BadImage(Reason.EMPTY, "no bytes")
+    if len(data) > config.max_bytes:
+        limit = f"must be at most {config.max_bytes:,} (image.max_bytes)"
+        raise BadImage(Reason.TOO_LARGE, f"{len(data):,} bytes; {limit}")
     form = sniff(data)
     if form is Format.JPEG:
         _check_jpeg(read_jpeg(data, config.max_scan_pixels), config)
-    elif not is_whole(form, data):
-        raise BadImage(Reason.TRUNCATED, f"the {form} file ends before its end marker, after {len(data)} bytes")
+    else:
+        check_structure(form, data)
     try:
         return _load(form, data, config)
     except _BOMB as error:

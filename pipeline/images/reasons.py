@@ -14,7 +14,7 @@ class Reason(StrEnum):
     NO_IMAGE = "no_image"  # the sample has no member that is an image by its extension
     NOT_IMAGE = "not_image"  # the bytes are something else: an HTML page, an archive, text
     UNSUPPORTED_FORMAT = "unsupported_format"  # an image, of a format or a kind that is not decoded here
-    TOO_LARGE = "too_large"  # over a limit of the configuration; found before the pixels are decoded
+    TOO_LARGE = "too_large"  # over a limit; found before the pixels are decoded
     TOO_SMALL = "too_small"  # under `image.min_side`
     TRUNCATED = "truncated"  # the file ends early
     CORRUPT = "corrupt"  # the decoder gave up for another cause

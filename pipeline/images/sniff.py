@@ -59,7 +59,15 @@ _REFUSED: Final = tuple(
         (rb"(?i:(?:\xef\xbb\xbf)?\s*<(?:svg|(?:\?xml|!DOCTYPE svg).*?<svg))", "SVG"),
     )
 )
-_HEAD: Final = 4096  # bytes: an SVG may have a long preamble
+_HEAD: Final = 4096  # bytes: an SVG may have a long preamble, a PNM comments
+_PNM_NUMBER: Final = rb"(?:\s|#[^\r\n]*[\r\n])+\d+"
+_PNM_HEADER: Final = re.compile(rb"(?:P4|P[56]%b)%b%b\s" % ((_PNM_NUMBER,) * 3))
+
+# What comes before the pixels is read in Python, by Pillow and here. Good files have some dozens of these; a file made
+# of them costs half a second for every MiB, with the GIL held.
+_MAX_PNG_CHUNKS: Final = 100_000  # 89 megapixels in chunks of 4 KiB
+_MAX_JPEG_SEGMENTS: Final = 10_000
+_MAX_JPEG_GAP: Final = 1 << 16  # bytes of fill or garbage between two segments
 
 
 def sniff(data: bytes) -> Format:
@@ -116,7 +124,8 @@ def read_jpeg(data: bytes, max_scan_pixels: int) -> JpegHeader:
         max_scan_pixels: pixels x scans after which to stop counting.
 
     Raises:
-        BadImage: `truncated` or `corrupt` without a frame header before the first scan.
+        BadImage: `truncated` or `corrupt` without a frame header before the first scan; `too_large` with more segments
+            than any camera or program writes.
     """
     segments = _segments(data)
     frame, start = next((item for item in segments if item[0] in _SOF or item[0] in (_SOS, _EOI)), (_EOI, len(data)))
@@ -135,29 +144,46 @@ def read_jpeg(data: bytes, max_scan_pixels: int) -> JpegHeader:
 
 def _segments(data: bytes) -> Iterator[tuple[int, int]]:
     """Each marker's code and the offset behind it; garbage in between is skipped, as libjpeg does."""
-    position = 2
+    position, code, count = 2, _SOI, 0
     while match := _MARKER.search(data, position):
+        count += 1
+        gap = 0 if code == _SOS else match.start() - position  # behind SOS come the pixels
+        if count > _MAX_JPEG_SEGMENTS or gap > _MAX_JPEG_GAP:
+            found = f"{count:,} segments" if count > _MAX_JPEG_SEGMENTS else f"{gap:,} bytes between two segments"
+            raise BadImage(Reason.TOO_LARGE, f"a JPEG with {found} or more, before byte {position:,}")
         code, position = match[0][1], match.end()
         yield code, position
         if code not in (_SOI, _EOI):
             position += int.from_bytes(data[position : position + 2], "big")
 
 
-def is_whole(form: Format, data: bytes) -> bool:
-    """Whether a PNG or WebP reaches the end that its own structure announces.
+def check_structure(form: Format, data: bytes) -> None:
+    """Refuse what Pillow would show though its end is missing, or would read all of in search of its beginning.
 
-    Pillow shows a PNG that has lost its end. Other formats are True here: their decoders notice; of an animation only
-    the first frame matters.
+    Looks at PNG, WebP and PNM. The decoders of other formats notice themselves; of an animation only the first frame
+    matters.
+
+    Raises:
+        BadImage: `truncated`, `corrupt` or `too_large`.
     """
+    whole = True
     if form is Format.WEBP:
-        return int.from_bytes(data[4:8], "little") + 8 <= len(data)
-    return form is not Format.PNG or _png_reaches_end(data)
+        whole = int.from_bytes(data[4:8], "little") + 8 <= len(data)
+    elif form is Format.PNG:
+        whole = _png_reaches_end(data)
+    elif form is Format.PNM and not _PNM_HEADER.match(data[:_HEAD]):
+        raise BadImage(Reason.CORRUPT, f"no size in the first {_HEAD:,} bytes of a PNM")
+    if not whole:
+        raise BadImage(Reason.TRUNCATED, f"the {form} file ends before its end marker, after {len(data)} bytes")
 
 
 def _png_reaches_end(data: bytes) -> bool:
-    position = len(_PNG_MAGIC)
+    position, count = len(_PNG_MAGIC), 0
     while position + 12 <= len(data):  # length, type and CRC, four bytes each, around the content
         if data[position + 4 : position + 8] == b"IEND":
             return True
+        count += 1
+        if count > _MAX_PNG_CHUNKS:
+            raise BadImage(Reason.TOO_LARGE, f"a PNG of more than {_MAX_PNG_CHUNKS:,} chunks")
         position += 12 + int.from_bytes(data[position : position + 4], "big")
     return False

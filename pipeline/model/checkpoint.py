@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from pipeline.errors import ModelError
 from pipeline.model.config import CLASS_NAME, VQModelConfig, parse_config
 from pipeline.storage import Storage
+from pipeline.storage.logs import quiet_clients
 from pipeline.urls import redact
 
 CONFIG_NAME = "config.json"
@@ -78,6 +79,7 @@ def locate(
 def _from_hub(repo: str, subfolder: str | None, revision: str | None) -> Path:
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     patterns = [prefix + CONFIG_NAME, f"{prefix}{WEIGHTS_STEM}*.safetensors", f"{prefix}{WEIGHTS_NAME}.index*.json"]
+    quiet_clients()
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:

@@ -157,6 +157,8 @@ class ZstdStream:
             fault = ShardFault.TRUNCATED if "truncated" in str(exc).lower() else ShardFault.BAD_COMPRESSION
             found = f"bad zstd data before byte {self._source.bytes_read:,} of the object ({exc})"
             raise damage(fault, self._source.url, found) from exc
+        finally:
+            self._file.error = None  # its traceback holds this stream, and with it the decompressor's buffers
         return data
 
 

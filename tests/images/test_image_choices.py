@@ -80,6 +80,7 @@ OTHERS = {
     "size": 512,
     "interpolation": "lanczos",
     "max_pixels": 1000,
+    "max_bytes": 1000,
     "max_scan_pixels": 1000,
     "min_side": 2,
 }

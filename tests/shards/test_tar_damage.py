@@ -1,12 +1,15 @@
 """Damaged archives: each damage has its name, and none passes for a shorter sound archive."""
 
+import gc
 import gzip
 import tracemalloc
+import weakref
 
 import pytest
 
 from pipeline.errors import ShardError, ShardFault
 from pipeline.shards.tar import TarLimits, TarReader, TarWarning
+from pipeline.shards.tar_stream import ObjectStream, ZstdStream
 from tests.shards.tars import BLOCK, END, URL, Dribble, header, member, pax, samples_of, zstd
 
 A, B, C = (member(name, name * 100) for name in (b"a.jpg", b"b.jpg", b"c.jpg"))  # 512 + 512 bytes each
@@ -227,3 +230,23 @@ def test_limit_is_named_in_its_message(limit: str) -> None:
     data = pax({"path": "aa.jpg"}) + member(b"x", b"content") + bytes(2 * BLOCK)
     with pytest.raises(ShardError, match=f"over {limit}=1; raise the limit"):
         samples_of(data, limits=TarLimits(**{limit: 1}))
+
+
+def refused_zstd_stream() -> ZstdStream:
+    """A stream whose object was found to be longer than it must be."""
+    stream = ZstdStream(ObjectStream(Dribble(ZSTD + b"x", BLOCK), url=URL, size=len(ZSTD)))
+    try:
+        while stream.read(BLOCK):
+            pass
+    except ShardError:
+        return stream
+    raise AssertionError("the object was not refused")
+
+
+def test_refused_zstd_stream_is_freed_at_once() -> None:
+    gc.disable()  # as good as off in a worker: such a cycle holds few objects, but a third of a megabyte of buffers
+    try:
+        left = weakref.ref(refused_zstd_stream())  # within an assert pytest would keep the stream
+        assert left() is None
+    finally:
+        gc.enable()

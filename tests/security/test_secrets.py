@@ -1,0 +1,127 @@
+"""Keys, tokens and signed URLs appear nowhere: no log at DEBUG, no part, no report, no error, no file of Ray's."""
+
+import base64
+import io
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support import s3 as servers
+from tests.support.commands import tokenmill
+from tests.support.corpora import sample, write_shard
+
+KEY, SECRET = "CANARYKEYID987654321", "canary/secret+key=Zx9q7Wv3Ut1Sr5Po"
+TOKEN, SIGNATURE = "canary+session/token=AbCdEfGhIjKlMnOp", "canarysignature0123456789abcdef"
+# Every process that has this folder on its path logs everything to its stderr: the driver, actors, Ray's own.
+LOG_ALL = """
+import logging
+logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(name)s %(message)s")
+"""
+
+
+def spellings(secret: str) -> set[bytes]:
+    """The ways a secret may be written: plain, quoted, in hex and in base64 at any offset."""
+    raw = secret.encode()
+    encoded = {base64.b64encode(b"\0" * shift + raw)[4 if shift else 0 : -4] for shift in range(3)}
+    cased = {raw.hex().encode(), raw.hex().upper().encode(), quote(secret, safe="").encode(), repr(secret).encode()}
+    return {raw, raw.replace(b"/", rb"\/"), *encoded, *cased}
+
+
+NEEDLES = {spelling for secret in (KEY, SECRET, TOKEN, SIGNATURE) for spelling in spellings(secret)}
+
+
+def leaks(data: bytes) -> list[bytes]:
+    """The secrets in `data`, each with what stands around it."""
+    found = [(needle, data.find(needle)) for needle in NEEDLES]
+    return [data[max(0, at - 80) : at + len(needle) + 40] for needle, at in found if at >= 0]
+
+
+@pytest.mark.parametrize("secret", [KEY, SECRET, TOKEN, SIGNATURE])
+def test_search_finds_every_spelling(secret: str) -> None:
+    raw = secret.encode()
+    texts = [raw, raw.hex().encode(), quote(secret, safe="").encode()]
+    texts += [base64.b64encode(b"x" * before + raw + b"tail") for before in range(5)]
+    assert all(leaks(b"before " + text + b" after") for text in texts)
+    assert leaks(b"nothing of the kind") == []
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A store whose keys are canaries, with shards and a model, and a folder for what a run leaves beside it."""
+
+    server: servers.S3
+    url: str
+    folder: Path
+
+    def run(self, *options: str, shards: str | None = None, output: str | None = None, **env: str) -> int:
+        """`tokenmill run`, in the open: its exit code. Whatever it says is kept in `folder`."""
+        where = ["--shards", shards or f"{self.url}/in/{{0..1}}.tar", "--model", f"{self.url}/model"]
+        where += ["--output", output or f"{self.url}/out", "--set", "image.size=32", *options]
+        env = {**self.server.environment, "PYTHONPATH": f"{self.folder}/site", "RAY_TMPDIR": str(self.folder), **env}
+        done = tokenmill("run", *where, "--json", **env)
+        number = len(list(self.folder.glob("said-*")))
+        (self.folder / f"said-{number}").write_text(done.stdout + done.stderr)
+        return done.returncode
+
+    def said(self) -> str:
+        """What all runs have said so far."""
+        return "".join(path.read_text() for path in sorted(self.folder.glob("said-*")))
+
+    def everything(self) -> Iterator[tuple[str, bytes]]:
+        """Every file that the runs left here or in the store, parts also unpacked."""
+        for path in self.folder.rglob("*"):
+            if path.is_file():
+                yield str(path), path.read_bytes()
+        client = self.server.client()
+        for name in client.find(self.url):
+            data = client.cat_file(name)
+            yield name, data
+            if name.endswith(".parquet"):
+                table = pq.read_table(io.BytesIO(data))
+                yield f"{name}, unpacked", repr((table.to_pylist(), table.schema.metadata)).encode()
+
+
+@pytest.fixture
+def ground(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
+    monkeypatch.setattr(servers, "KEY", KEY)
+    monkeypatch.setattr(servers, "SECRET", SECRET)
+    (tmp_path / "s3").mkdir()
+    bad = {"bad": {"jpg": b"not an image"}, **{f"a{i}": sample(1, i) for i in range(20)}}
+    shards = [write_shard(tmp_path / "0.tar", bad), write_shard(tmp_path / "1.tar", {"b0": sample(2, 0)})]
+    # Ray makes sockets below its folder, whose paths must be short.
+    with servers.seaweedfs(tmp_path / "s3") as server, tempfile.TemporaryDirectory(prefix="tm-") as folder:
+        ground = Ground(server, server.make_bucket("canary"), Path(folder))
+        for file, place in [*((path, "in") for path in shards), *((path, "model") for path in tiny_model.iterdir())]:
+            server.client().put_file(str(file), f"{ground.url}/{place}/{file.name}")
+        (ground.folder / "site").mkdir()
+        (ground.folder / "site" / "sitecustomize.py").write_text(LOG_ALL)
+        yield ground
+
+
+@pytest.mark.system
+def test_secrets_appear_nowhere(ground: Ground) -> None:
+    signed = f"http://127.0.0.1:9/a.tar?X-Amz-Signature={SIGNATURE}&X-Amz-Security-Token={quote(TOKEN, safe='')}"
+    codes = {
+        "a run": ground.run(),
+        "a missing bucket": ground.run(output="s3://no-such-bucket/out"),
+        "a token that the store refuses": ground.run(AWS_SESSION_TOKEN=TOKEN),
+        "a store that is down": ground.run(
+            *("--set", "storage.retry_seconds=0.5"), AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_SESSION_TOKEN=TOKEN
+        ),
+        "a signed URL": ground.run("--set", "storage.allow_http=true", shards=signed),
+        "a password in a URL": ground.run(shards=f"s3://{KEY}:{SECRET}@canary/in/0.tar"),
+        "a secret option": ground.run("--set", f"storage.options={{secret: {SECRET!r}}}"),
+    }
+    assert codes.pop("a run") == 0, ground.said()[-3000:]
+    assert 0 not in codes.values(), codes
+    everything = dict(ground.everything())
+    logs = [name for name, data in everything.items() if b"DEBUG " in data]
+    assert any("/said-0" in name for name in logs), "the driver logs everything"
+    assert any("/logs/worker-" in name for name in logs), "and so does the actor"
+    assert any(name.endswith("unpacked") for name in everything)
+    assert {name: found for name, data in everything.items() if (found := leaks(data))} == {}
