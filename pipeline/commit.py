@@ -5,12 +5,14 @@ ours if it carries the same fingerprint. *Unknown*: no acknowledgement arrived; 
 """
 
 import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from pipeline.errors import AlreadyExists, FingerprintMismatch, NotFound, StorageError, StoreRefused
-from pipeline.storage import Storage
+from pipeline.scratch import draft_folder
+from pipeline.storage import Forbidden, Storage
 from pipeline.tokens.reader import read_footer
 from pipeline.tokens.schema import PartFooter
 from pipeline.urls import canonical, join
@@ -28,13 +30,22 @@ class Outcome(StrEnum):
     LOST = "lost"  # the name was taken by an equal part: another attempt's, or our own whose acknowledgement was lost
 
 
-def commit(storage: Storage, part: Path, url: str, footer: PartFooter, *, overwrite: bool = False) -> Outcome:
+def commit(
+    storage: Storage,
+    part: Path,
+    url: str,
+    footer: PartFooter,
+    *,
+    overwrite: bool = False,
+    on_doubt: Callable[[], object] = lambda: None,
+) -> Outcome:
     """Publish the finished file `part` as `url`, once.
 
     Args:
         part: the finished, checked file on local disk.
         footer: what the part says about itself.
         overwrite: the store has no create-if-absent and the user accepted that: look first, then put.
+        on_doubt: called when the first request has used up its time, before the second one looks what is there.
 
     Raises:
         FingerprintMismatch: the name is taken by tokens of another configuration.
@@ -49,6 +60,7 @@ def commit(storage: Storage, part: Path, url: str, footer: PartFooter, *, overwr
         except NotFound as error:
             raise StorageError(f"{url}: taken a moment ago, gone now") from error
     except StorageError as unknown:
+        on_doubt()
         try:
             return _settle(storage, url, footer)
         except NotFound:
@@ -64,38 +76,48 @@ def publish(storage: Storage, source: Path, url: str, *, overwrite: bool = False
 
     Raises:
         AlreadyExists: the name is taken.
+        StoreRefused: the file needs a multipart upload, and the store keeps no condition on one.
         StorageError: the outcome is unknown.
     """
-    if not overwrite:
-        storage.create(url, source)
-    elif storage.exists(url):
-        raise AlreadyExists(f"{url}: exists already")
-    else:
+    if overwrite:
+        if storage.exists(url):
+            raise AlreadyExists(f"{url}: exists already")
         storage.put(url, source)
+        return
+    if storage.in_parts(url, source.stat().st_size):
+        probe(storage, url.rpartition("/")[0], in_parts=True)  # nothing beside an upload of that size
+    storage.create(url, source)
 
 
-def probe(storage: Storage, output: str) -> None:
+def probe(storage: Storage, output: str, *, in_parts: bool = False) -> None:
     """Find out whether the store keeps create-if-absent, by trying it under `output` with a throw-away name.
+
+    Args:
+        in_parts: try it with the multipart upload that large files take. Some stores keep the condition on a PUT only.
 
     Raises:
         StoreRefused: it offers none, or a second create of one name succeeded: commits could overwrite each other.
     """
     url = join(output, f".probe-{uuid.uuid4().hex}")
-    with TemporaryDirectory() as folder:
+    create = storage.create_in_parts if in_parts else storage.create
+    with draft_folder() as folder:
         file = Path(folder, "probe")
         file.write_bytes(b"tokenmill looks whether a second create of this name fails")
         try:
-            storage.create(url, file)
+            create(url, file)
+            create(url, file)
+            kept = False
+        except AlreadyExists:
+            kept = True  # by the first create, too, if its acknowledgement was lost: nobody else knows this name
         except StoreRefused as error:
             raise StoreRefused(f"{error}; {ADVICE}") from error
-        try:
-            storage.create(url, file)
-        except AlreadyExists:
-            return
-        finally:
-            storage.delete(url)
+    with suppress(Forbidden):  # who may create and not delete leaves this little object behind
+        storage.delete(url)
+    if kept:
+        return
+    how = "completes a multipart upload over" if in_parts else "replaced"
     raise StoreRefused(
-        f"{canonical(output)}: the store replaced an object that a conditional create must not touch, so two attempts "
+        f"{canonical(output)}: the store {how} an object that a conditional create must not touch, so two attempts "
         f"at a shard could overwrite each other; {ADVICE}"
     )
 

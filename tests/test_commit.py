@@ -1,5 +1,6 @@
 """The three outcomes of a commit, on local disk and on a real S3 server; and the stores it must refuse."""
 
+import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,9 +20,10 @@ from pipeline.errors import (
     StoreRefused,
     UsageError,
 )
-from pipeline.storage import Blob, Storage, StorageConfig
+from pipeline.storage import Blob, Forbidden, Storage, StorageConfig, multipart
 from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter, TokenSpec
 from pipeline.tokens.writer import OutputConfig, PartWriter
+from tests.support.fault_proxy import Fault, Kind, Request, fault_proxy
 from tests.support.s3 import S3, rclone
 from tests.support.servers import cutting_proxy
 from tests.tokens.test_schema import row
@@ -201,6 +203,53 @@ def test_probe_of_a_store_without_conditions() -> None:
         StoreRefused, match=r"no create-if-absent; use a store with conditional writes .* or set output"
     ):
         probe(Storage(), "hf://datasets/nobody/nothing")
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("in_parts", [False, True])
+@pytest.mark.parametrize("fault", [Fault.LOST, Fault.STALL, Fault.INTERNAL])
+def test_probe_through_faults(s3: S3, fault: Fault, in_parts: bool) -> None:
+    """A lost acknowledgement of the first create makes its repetition meet its own object."""
+    left = [1, 1]  # the first PUT, and the first POST
+
+    def plan(request: Request) -> Fault | None:
+        return fault if request.kind in (Kind.PUT, Kind.POST) and left and left.pop() else None
+
+    with fault_proxy(s3.endpoint, plan) as proxy:
+        options = {"endpoint_url": proxy.endpoint}
+        storage = Storage(StorageConfig(options=options, stall_seconds=0.5))
+        probe(storage, "s3://tests/probed", in_parts=in_parts)
+    assert proxy.faults == {fault: 2}
+    assert Storage().list_folder("s3://tests/probed") == []
+
+
+def test_probe_by_one_who_may_not_delete(store_url: str) -> None:
+    class CreateOnly(Storage):
+        def delete(self, url: str) -> None:
+            raise Forbidden(f"{url}: permission denied")
+
+    probe(CreateOnly(), f"{store_url}/out")
+    assert len(Storage().list_folder(f"{store_url}/out")) == 1
+
+
+class PutOnly(Storage):
+    """A store that keeps the condition on a PUT, and not on the completion of an upload in parts (Ceph 16)."""
+
+    def create_in_parts(self, url: str, source: Path) -> None:
+        self.put(url, source)
+
+
+@pytest.mark.system
+def test_store_that_keeps_the_condition_on_a_put_only(s3: S3, part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, url = PutOnly(), f"s3://tests/put-only-{uuid.uuid4().hex}/x-1.parquet"
+    probe(storage, url.rpartition("/")[0])
+    with pytest.raises(StoreRefused, match="completes a multipart upload over an object"):
+        probe(storage, url.rpartition("/")[0], in_parts=True)
+    assert commit(storage, part, url, FOOTER) is Outcome.DONE, "small parts go in one PUT"
+    monkeypatch.setattr(multipart, "ONE_PUT_BYTES", 100)
+    with pytest.raises(StoreRefused, match="multipart"):
+        commit(storage, part, f"{url}.large", FOOTER)
+    assert [blob.url for blob in storage.list_folder(url.rpartition("/")[0])] == [url]
 
 
 @pytest.mark.system

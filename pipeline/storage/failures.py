@@ -3,14 +3,43 @@
 from collections.abc import Mapping
 
 from pipeline.errors import AlreadyExists, NotFound, StorageError, StoreRefused, TokenmillError, UsageError
-from pipeline.urls import HTTP_SCHEMES, redact, redact_text, scheme_of
+from pipeline.storage.addresses import PrivateAddress
+from pipeline.urls import HTTP_SCHEMES, redact, redact_text
 
 NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "ProfileNotFound")
-BAD_CALLS = ("ParamValidationError", "NoRegionError", "InvalidRegionError", "InvalidConfigError")
+# Credentials that were good once: newer ones may be had. A signature's time is wrong when a request waited too long.
+STALE_CODES = (
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "TokenRefreshRequired",
+    "RequestExpired",
+    "RequestTimeTooSkewed",
+)
+BUSY_CODES = ("SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "ServerBusy", "RequestLimitExceeded")
+BAD_CALLS = (
+    *("ParamValidationError", "NoRegionError", "InvalidRegionError", "InvalidConfigError"),  # botocore
+    *("InvalidUrlClientError", "InvalidUrlRedirectClientError", "NonHttpUrlRedirectClientError"),  # aiohttp
+)
 # Answers of kind 4xx that another try may change: timeout, conflict, too early, too many requests; and the codes of
 # S3's 400 for a body that was damaged on the way.
 PASSING_STATUS = (408, 409, 425, 429)
 PASSING_CODES = ("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch")
+
+
+class Busy(StorageError):
+    """The store asks for fewer requests."""
+
+
+class StaleCredentials(StorageError):
+    """The store refuses credentials that were good once."""
+
+
+class NoCredentials(UsageError):
+    """The provider chain gave none; a metadata service that is asked by many at once says so, too."""
+
+
+class Forbidden(UsageError):
+    """The store knows the caller and says no."""
 
 
 def translate(error: Exception, url: str) -> TokenmillError:
@@ -19,34 +48,43 @@ def translate(error: Exception, url: str) -> TokenmillError:
     Returns:
         NotFound: there is no object.
         AlreadyExists: a create-if-absent met an object.
-        UsageError: it will be the same next time (no permission, no bucket, a call that the client refuses).
+        StaleCredentials, NoCredentials: the provider chain must be asked anew.
+        Forbidden: no permission.
+        UsageError: it will be the same next time for another reason (no bucket, a call that the client refuses).
+        Busy: the store asks for fewer requests.
         StorageError: all else; the same call may succeed later.
     """
     if (
-        scheme_of(url) in HTTP_SCHEMES
+        url.partition("://")[0] in HTTP_SCHEMES
         and isinstance(error, FileNotFoundError)
         and isinstance(error.__cause__, Exception)
     ):
         error = error.__cause__  # fsspec says "not found" of a server that does not answer, too
+    if isinstance(error, IndexError) and isinstance(error.__context__, OSError):
+        error = error.__context__  # s3fs looks for a number in errors that have none, as timeouts
     said = redact_text(f"{type(error).__name__}: {error}")
     status, code = answer(error)
     kind: type[TokenmillError] = UsageError
-    if code == "NoSuchBucket":
+    if isinstance(error.__cause__, PrivateAddress):
+        text = f"leads to a private address, which storage.allow_private_hosts would allow ({said})"
+    elif code == "NoSuchBucket":
         text = "the bucket does not exist; make it, or check its name and the endpoint"
     elif isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError) or status == 404:
         kind, text = NotFound, "not found"
     elif isinstance(error, FileExistsError) or status == 412:
         kind, text = AlreadyExists, "exists already"
     elif type(error).__name__ in NO_CREDENTIALS:
-        text = f"the store's provider chain gives no credentials ({said})"
+        kind, text = NoCredentials, f"the store's provider chain gives no credentials ({said})"
+    elif code in STALE_CODES:
+        kind, text = StaleCredentials, f"the credentials have expired, or the clock is wrong ({said})"
     elif isinstance(error, PermissionError) or status in (401, 403) or str(error).startswith("Forbidden: "):  # gcsfs
-        text = f"permission denied ({said}); check the credentials, the policy and the clock"
+        kind, text = Forbidden, f"permission denied ({said}); check the credentials, the policy and the clock"
     elif status == 501:
         kind, text = StoreRefused, f"the store does not know this kind of request ({said})"
     elif _hopeless(error, status, code):
         text = f"this request cannot work ({said}); check the URL, storage.options and the region"
     else:
-        kind, text = StorageError, said
+        kind, text = (Busy if status in (429, 503) or code in BUSY_CODES else StorageError), said
     return kind(f"{redact(url)}: {text}")
 
 

@@ -26,19 +26,16 @@ class LocalDisk:
         path = _path(url)
         return _blob(path, path.stat())
 
-    def list_folder(self, folder: str) -> list[Blob]:
+    def list_page(self, folder: str, token: str | None) -> tuple[list[Blob], str | None]:  # noqa: ARG002 - one page
         path = _path(folder)
         try:
             names = os.listdir(path)
         except (FileNotFoundError, NotADirectoryError):
-            return []
-        return list(_blobs(str(path / name) for name in names))
+            return [], None
+        return list(_blobs(str(path / name) for name in names)), None
 
     def glob(self, pattern: str) -> list[Blob]:
         return list(_blobs(glob.iglob(str(_path(pattern)), recursive=True, include_hidden=True)))
-
-    def read(self, url: str) -> bytes:
-        return _path(url).read_bytes()
 
     def write(self, url: str, data: bytes) -> None:
         target = _path(url)

@@ -1,25 +1,28 @@
 """Object stores through fsspec, which this is the only file to import. Every client sends each request once."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import fsspec
 
 from pipeline.errors import StorageError, StoreRefused, UsageError
 from pipeline.storage.blob import Blob, Handle
+from pipeline.storage.clients import client_options, send_once
 from pipeline.storage.config import StorageConfig
 from pipeline.storage.failures import answer
+from pipeline.storage.logs import quiet_clients
 from pipeline.urls import HTTP_SCHEMES, canonical, redact, scheme_of
 
-CONDITIONAL_STORES = ("S3FileSystem", "GCSFileSystem", "AzureBlobFileSystem")
+CONDITIONAL_SCHEMES = ("s3", "gs", "abfs")
 VERSION_FIELDS = ("ETag", "etag", "blob_id", "Last-Modified")  # s3 and http; gs and abfs; hf; http without ETag
-CONNECT_SECONDS = 10
-CONNECTIONS = 64  # of one client, which all threads of a process share
+RENEW_SECONDS = 2.0  # the provider chain is asked no more often, however many threads want it
 
-# s3fs sends files of up to twice this size in one conditional PUT. Above, the condition stands on the completion of a
-# multipart upload, which fewer stores honour and which leaves its parts behind when the process dies.
-PUT_CHUNK_BYTES = 256 << 20
+_renewing = Lock()
+_renewed: dict[Any, float] = {}  # client -> when its credentials were forgotten
 
 
 class ObjectStore:
@@ -30,19 +33,19 @@ class ObjectStore:
 
     def stat(self, url: str) -> Blob:
         fs, path = self._locate(url)
-        return _blob(url, fs.info(path))
+        with _explained(fs, path):
+            return _blob(url, fs.info(path))
 
-    def list_folder(self, folder: str) -> list[Blob]:
+    def list_page(self, folder: str, token: str | None) -> tuple[list[Blob], str | None]:
         fs, path = self._listable(folder)
+        if scheme_of(folder) == "s3":
+            return _s3_page(fs, canonical(folder), token)
         try:
             entries = fs.ls(path, detail=True)
-        except FileNotFoundError as error:
-            if answer(error)[1] == "NoSuchBucket":
-                raise
-            return []
-        # S3 lists the folder's own placeholder too, and an object under itself
+        except FileNotFoundError:
+            return [], None
         files = [e for e in entries if e["type"] == "file" and e["name"].rstrip("/") != path.rstrip("/")]
-        return [_blob(f"{canonical(folder)}/{e['name'].rpartition('/')[2]}", e) for e in files]
+        return [_blob(f"{canonical(folder)}/{e['name'].rpartition('/')[2]}", e) for e in files], None
 
     def glob(self, pattern: str) -> list[Blob]:
         fs, path = self._listable(pattern)
@@ -50,10 +53,6 @@ class ObjectStore:
         place = f"{scheme}://{rest.partition('/')[0]}"  # names begin with the bucket, however it is spelled here
         found = fs.glob(path, detail=True).items()
         return [_blob(f"{place}/{name.partition('/')[2]}", e) for name, e in found if e["type"] == "file"]
-
-    def read(self, url: str) -> bytes:
-        fs, path = self._locate(url)
-        return bytes(fs.cat_file(path))
 
     def write(self, url: str, data: bytes) -> None:
         fs, path = self._locate(url)
@@ -65,34 +64,82 @@ class ObjectStore:
 
     def open(self, url: str) -> tuple[Blob, Handle]:
         fs, path = self._locate(url)
-        file = fs.open(path, "rb", cache_type="none")  # s3fs: sends If-Match with each range
+        with _explained(fs, path):
+            file = fs.open(path, "rb", cache_type="none")  # s3fs: sends If-Match with each range
         details = fs.info(path) if scheme_of(url) in HTTP_SCHEMES else file.details  # http forgets the ETag
         return _blob(url, details), file
 
     def create(self, url: str, source: Path) -> None:
         fs, path = self._locate(url)
-        if type(fs).__name__ not in CONDITIONAL_STORES:
+        if canonical(url).partition("://")[0] not in CONDITIONAL_SCHEMES:
             raise StoreRefused(f"{redact(url)}: {scheme_of(url)}:// has no create-if-absent")
-        fs.put_file(str(source), path, mode="create", **_one_request(url))
+        self._put(fs, path, source, if_absent=True)
 
     def put(self, url: str, source: Path) -> None:
         fs, path = self._locate(url)
-        fs.put_file(str(source), path, **_one_request(url))
+        self._put(fs, path, source, if_absent=False)
+
+    def renew(self, url: str) -> None:
+        """Forget the credentials that the client of `url` holds, so that it asks its provider chain again."""
+        fs, _ = self._locate(url)
+        if not hasattr(fs, "connect") or not hasattr(fs, "set_session"):
+            return  # the other clients ask their chain for each request
+        with _renewing:
+            now = time.monotonic()
+            if now - _renewed.get(fs, -RENEW_SECONDS) >= RENEW_SECONDS:
+                _renewed[fs] = now
+                fs.connect(refresh=True)
+
+    def begin(self, url: str) -> str:
+        fs, bucket, key = self._s3_key(url)
+        return str(fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)["UploadId"])
+
+    def send_part(self, url: str, upload: str, number: int, data: bytes) -> str:
+        fs, bucket, key = self._s3_key(url)
+        part = {"Bucket": bucket, "Key": key, "UploadId": upload, "PartNumber": number}
+        return str(fs.call_s3("upload_part", Body=data, **part)["ETag"])
+
+    def complete(self, url: str, upload: str, tags: list[str], *, if_absent: bool) -> None:
+        fs, bucket, key = self._s3_key(url)
+        parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
+        arguments = {"UploadId": upload, "MultipartUpload": {"Parts": parts}, **_condition(if_absent)}
+        fs.call_s3("complete_multipart_upload", Bucket=bucket, Key=key, **arguments)
+
+    def abort(self, url: str, upload: str) -> None:
+        fs, bucket, key = self._s3_key(url)
+        fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
+
+    def unfinished(self, url: str) -> list[str]:
+        """The uploads to this name that were begun and neither completed nor aborted."""
+        fs, bucket, key = self._s3_key(url)
+        found = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key).get("Uploads", [])
+        return [str(upload["UploadId"]) for upload in found if upload["Key"] == key]
+
+    def _put(self, fs: Any, path: str, source: Path, *, if_absent: bool) -> None:
+        if "s3" in fs.protocol:
+            bucket, key, _ = fs.split_path(path)
+            with open(source, "rb") as body:
+                fs.call_s3("put_object", Bucket=bucket, Key=key, Body=body, **_condition(if_absent))
+        else:
+            fs.put_file(str(source), path, mode="create" if if_absent else "overwrite")
+
+    def _s3_key(self, url: str) -> tuple[Any, str, str]:
+        fs, path = self._locate(url)
+        bucket, key, _ = fs.split_path(path)
+        return fs, bucket, key
 
     def _locate(self, url: str) -> tuple[Any, str]:
         """The client for a URL, one per process and place, and the path by which it knows the object."""
-        scheme = scheme_of(url)
+        scheme = canonical(url).partition("://")[0]
         if scheme in HTTP_SCHEMES and not self._config.allow_http:
             raise UsageError(f"{redact(url)}: http(s) is off; set storage.allow_http to read from it")
-        options: dict[str, Any] = {"use_listings_cache": False, **self._config.options}
-        if scheme == "s3":
-            options |= self._s3_options()
+        quiet_clients()
         try:
-            fs, path = fsspec.url_to_fs(canonical(url), **options)
+            fs, path = fsspec.url_to_fs(canonical(url), **client_options(scheme, self._config))
         except ImportError as error:
             raise UsageError(f"{redact(url)}: the client for {scheme}:// is not installed ({error})") from error
-        if scheme == "s3":
-            fs.retries = 1  # requests, not repeats
+        send_once(scheme, fs, self._config)
+        quiet_clients()
         return fs, path
 
     def _listable(self, url: str) -> tuple[Any, str]:
@@ -100,23 +147,32 @@ class ObjectStore:
             raise UsageError(f"{redact(url)}: http has no folders and no patterns; name each object, or give an @list")
         return self._locate(url)
 
-    def _s3_options(self) -> dict[str, Any]:
-        given = self._config.options
-        quiet = {
-            "retries": {"total_max_attempts": 1},
-            "read_timeout": self._config.stall_seconds,
-            "connect_timeout": CONNECT_SECONDS,
-            "max_pool_connections": CONNECTIONS,
-        }
-        return {
-            # `cat_file` in one request: concurrent ranges could mix two versions of an object
-            "max_concurrency": given.get("max_concurrency", 1),
-            "config_kwargs": {**quiet, **given.get("config_kwargs", {})},
-        }
+
+@contextmanager
+def _explained(fs: Any, path: str) -> Iterator[None]:
+    """S3's answer to HEAD has no body that tells why it refuses: expired credentials look like any bad request."""
+    try:
+        yield
+    except Exception as error:
+        if "s3" in fs.protocol and answer(error)[1] in ("400", "403"):
+            bucket, key, _ = fs.split_path(path)
+            fs.call_s3("get_object", Bucket=bucket, Key=key, Range="bytes=0-0")  # raises the same with its reason
+        raise
 
 
-def _one_request(url: str) -> dict[str, int]:
-    return {"chunksize": PUT_CHUNK_BYTES} if scheme_of(url) == "s3" else {}
+def _condition(if_absent: bool) -> dict[str, str]:
+    return {"IfNoneMatch": "*"} if if_absent else {}
+
+
+def _s3_page(fs: Any, folder: str, token: str | None) -> tuple[list[Blob], str | None]:
+    """One page of at most 1,000 objects directly in `folder`, and where the next one begins."""
+    bucket, _, key = folder.removeprefix("s3://").partition("/")
+    prefix = f"{key}/" if key else ""
+    where = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}
+    page = fs.call_s3("list_objects_v2", **where, **({"ContinuationToken": token} if token else {}))
+    files = [entry for entry in page.get("Contents", []) if entry["Key"] != prefix]  # not the folder's placeholder
+    blobs = [_blob(f"s3://{bucket}/{e['Key']}", {"size": e["Size"], "ETag": e["ETag"]}) for e in files]
+    return blobs, page.get("NextContinuationToken")
 
 
 def _blob(url: str, info: Mapping[str, Any]) -> Blob:

@@ -6,22 +6,25 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import BinaryIO, TypeVar, cast
 
-from tenacity import Retrying, retry_if_exception, sleep_using_event, stop_any, stop_before_delay, stop_when_event_set
-from tenacity import wait_random_exponential as full_jitter
-
-from pipeline.errors import NotFound, ShardError, ShardFault, StorageError, TokenmillError
+from pipeline.errors import NotFound, ShardError, ShardFault, StorageError
+from pipeline.storage import multipart
 from pipeline.storage.blob import Blob, ByteStream, Store
 from pipeline.storage.config import StorageConfig
-from pipeline.storage.failures import translate
+from pipeline.storage.failures import Forbidden
 from pipeline.storage.local import LocalDisk
+from pipeline.storage.rate import pace_of
 from pipeline.storage.reading import BLOCK_BYTES, RandomFile, ReadAhead, Replaced, Version
 from pipeline.storage.remote import ObjectStore
+from pipeline.storage.retry import Persistence
 from pipeline.urls import canonical, local_path, scheme_of
+
+WILDCARDS = "*?["
 
 T = TypeVar("T")
 
@@ -58,8 +61,14 @@ class Storage:
         Raises:
             NotFound: a local link leads nowhere.
         """
-        found = self._call(folder, lambda store: store.list_folder(folder))
-        return sorted((blob for blob in found if blob.url.endswith(suffix)), key=lambda blob: blob.url)
+        found: list[Blob] = []
+        page, more = self._call(folder, lambda store: store.list_page(folder, None))
+        while True:
+            found += (blob for blob in page if blob.url.endswith(suffix))
+            if more is None:
+                return sorted(found, key=lambda blob: blob.url)
+            # a page at a time, so that one that fails is asked for again alone
+            page, more = self._call(folder, partial(_list_page, folder, more))
 
     def glob(self, pattern: str) -> list[Blob]:
         """The objects that match a shell pattern (`*`, `?`, `[...]`, `**` for folders), sorted by URL.
@@ -67,7 +76,10 @@ class Storage:
         Raises:
             NotFound: a local link leads nowhere.
         """
-        return sorted(self._call(pattern, lambda store: store.glob(pattern)), key=lambda blob: blob.url)
+        folder, _, name = pattern.rpartition("/")
+        if scheme_of(pattern) == "file" or "**" in name or any(char in folder for char in WILDCARDS):
+            return sorted(self._call(pattern, lambda store: store.glob(pattern)), key=lambda blob: blob.url)
+        return [blob for blob in self.list_folder(folder) if fnmatchcase(blob.url.rpartition("/")[2], name)]
 
     def read(self, url: str) -> bytes:
         """A whole small object.
@@ -75,7 +87,7 @@ class Storage:
         Raises:
             NotFound: there is no object of this name.
         """
-        return self._call(url, lambda store: store.read(url))
+        return self._call(url, partial(_read_whole, url))
 
     def write(self, url: str, data: bytes) -> None:
         """Write a small object whole, replacing what is there. For files that can be derived again, never for parts."""
@@ -93,18 +105,16 @@ class Storage:
         On a clean end the object is looked at once more: what was read is what `blob` describes, on every store.
 
         Raises:
-            ShardError: the object is missing, or is no longer the one that `blob` describes.
+            ShardError: the object is missing or forbidden, or is no longer the one that `blob` describes.
         """
         closed = Event()
         with _as_shard_error(blob):
-            version = self._open(blob.url)
+            version = self._call(blob.url, partial(_open_frozen, blob))
         with closing(version):
-            if not version.blob.same_content(blob):
-                raise _changed(blob)
 
             def fetch(offset: int, size: int) -> bytes:
                 with _as_shard_error(blob):
-                    return self._call(blob.url, lambda _: version.read(offset, size), closed)
+                    return self._call(blob.url, partial(_read_frozen, blob, version, offset, size), closed)
 
             with closing(ReadAhead(fetch, blob.size)) as ahead:
                 try:
@@ -112,9 +122,7 @@ class Storage:
                 finally:
                     closed.set()
         with _as_shard_error(blob):
-            now = self.stat(blob.url)
-        if not now.same_content(blob):
-            raise _changed(blob)
+            self._call(blob.url, partial(_stat_frozen, blob))
 
     @contextmanager
     def open_random(self, url: str) -> Iterator[BinaryIO]:
@@ -123,12 +131,12 @@ class Storage:
         Raises:
             NotFound: there is no object of this name.
         """
-        with closing(self._open(url)) as version:
+        with closing(_Reopened(partial(self._call, url, partial(_open, url)))) as version:
 
             def fetch(offset: int, size: int) -> bytes:
                 return self._call(url, lambda _: version.read(offset, size))
 
-            yield cast("BinaryIO", RandomFile(fetch, version.blob.size))
+            yield cast("BinaryIO", RandomFile(fetch, version.size))
 
     def create(self, url: str, source: Path) -> None:
         """Publish the finished file `source` under `url` if, and only if, that name is free.
@@ -141,7 +149,15 @@ class Storage:
             StoreRefused: the kind of store has no create-if-absent.
             StorageError: the outcome is unknown: look before trying again.
         """
-        self._call(url, lambda store: store.create(url, source))
+        self._send(url, source, if_absent=True)
+
+    def create_in_parts(self, url: str, source: Path) -> None:
+        """`create` by a multipart upload, whatever the size: for the probe."""
+        self._send_in_parts(url, source, if_absent=True)
+
+    def in_parts(self, url: str, size: int) -> bool:
+        """Whether `create` would send a file of `size` bytes to `url` by a multipart upload."""
+        return scheme_of(url) == "s3" and size > multipart.ONE_PUT_BYTES
 
     def put(self, url: str, source: Path) -> None:
         """Publish the finished file `source` under `url`, whatever stood there.
@@ -149,7 +165,7 @@ class Storage:
         Raises:
             StorageError: the outcome is unknown.
         """
-        self._call(url, lambda store: store.put(url, source))
+        self._send(url, source, if_absent=False)
 
     def localize(self, url: str, names: tuple[str, ...] = ()) -> Path:
         """A local folder with the files of the folder `url`: itself if local, else a downloaded copy.
@@ -186,44 +202,117 @@ class Storage:
         with self.open_random(blob.url) as source, open(target, "xb") as file:
             shutil.copyfileobj(source, file, BLOCK_BYTES)
 
-    def _open(self, url: str) -> Version:
-        return self._call(url, lambda store: Version(partial(store.open, url)))
+    def _send(self, url: str, source: Path, *, if_absent: bool) -> None:
+        if self.in_parts(url, source.stat().st_size if source.exists() else 0):
+            self._send_in_parts(url, source, if_absent=if_absent)
+        elif if_absent:
+            self._call(url, lambda store: store.create(url, source))
+        else:
+            self._call(url, lambda store: store.put(url, source))
+
+    def _send_in_parts(self, url: str, source: Path, *, if_absent: bool) -> None:
+        call = partial(self._persistence(url).call, url)
+        multipart.send(ObjectStore(self.config), call, url, source, if_absent=if_absent)
 
     def _call(self, url: str, action: Callable[[Store], T], cancelled: Event | None = None) -> T:
-        """Do something with the store of `url`: the one retry policy, for transport errors of remote stores only."""
-        remote, cancelled = scheme_of(url) != "file", cancelled or Event()
-        store: Store = ObjectStore(self.config) if remote else LocalDisk()
+        """Do something with the store of `url`, with the one retry policy for transport errors of remote stores."""
+        store: Store = LocalDisk() if scheme_of(url) == "file" else ObjectStore(self.config)
+        return self._persistence(url, cancelled).call(url, lambda: action(store))
 
-        def attempt() -> T:
-            try:
-                return action(store)
-            except TokenmillError:
-                raise
-            except Exception as error:
-                raise translate(error, url) from error
-
-        seconds = self.config.retry_seconds if remote else 0
-        policy = Retrying(
-            stop=stop_any(stop_before_delay(seconds), stop_when_event_set(cancelled)),
-            wait=full_jitter(multiplier=0.2, max=15),
-            sleep=sleep_using_event(cancelled),
-            retry=retry_if_exception(_passing),
-            reraise=True,
+    def _persistence(self, url: str, cancelled: Event | None = None) -> Persistence:
+        remote = scheme_of(url) != "file"
+        return Persistence(
+            seconds=self.config.retry_seconds if remote else 0,
+            pace=pace_of(_place(url, self.config)),
+            renew=partial(ObjectStore(self.config).renew, url),
+            cancelled=cancelled or Event(),
         )
-        return policy(attempt)
 
 
-def _passing(error: BaseException) -> bool:
-    return isinstance(error, StorageError) and not isinstance(error, NotFound | Replaced)
+def _place(url: str, config: StorageConfig) -> str:
+    """What shares one limit of requests: a bucket at an endpoint."""
+    scheme, _, rest = canonical(url).partition("://")
+    bucket = "" if scheme == "file" else rest.partition("/")[0]
+    return f"{config.options.get('endpoint_url', '')} {scheme}://{bucket}"
+
+
+class _Reopened:
+    """A version of an object that may still be exchanged for a newer one, as long as no byte of it was given out."""
+
+    def __init__(self, open_version: Callable[[], Version]) -> None:
+        self._open, self._version, self._given = open_version, open_version(), False
+        self.size = self._version.blob.size
+
+    def read(self, offset: int, size: int) -> bytes:
+        try:
+            data = self._version.read(offset, size)
+        except Replaced:
+            if self._given:
+                raise
+            self._version.close()
+            self._version = self._open()
+            if self._version.blob.size != self.size:
+                raise
+            data = self._version.read(offset, size)
+        self._given = True
+        return data
+
+    def close(self) -> None:
+        self._version.close()
+
+
+def _open(url: str, store: Store) -> Version:
+    return Version(partial(store.open, url))
+
+
+def _read_whole(url: str, store: Store) -> bytes:
+    with closing(_open(url, store)) as version:
+        try:
+            return version.read(0, version.blob.size) if version.blob.size else b""
+        except Replaced as error:
+            raise StorageError(f"{error}; read it again") from error
+
+
+def _open_frozen(blob: Blob, store: Store) -> Version:
+    version = _open(blob.url, store)
+    if not version.blob.same_content(blob):
+        version.close()
+        raise _replaced_or_passing(blob, store)
+    return version
+
+
+def _read_frozen(blob: Blob, version: Version, offset: int, size: int, store: Store) -> bytes:
+    try:
+        return version.read(offset, size)
+    except Replaced as error:
+        raise _replaced_or_passing(blob, store) from error
+
+
+def _stat_frozen(blob: Blob, store: Store) -> None:
+    if not store.stat(blob.url).same_content(blob):
+        raise _replaced_or_passing(blob, store)
+
+
+def _replaced_or_passing(blob: Blob, store: Store) -> StorageError:
+    """The store spoke of another version than `blob`: ask once more, as the verdict costs the whole shard."""
+    if store.stat(blob.url).same_content(blob):
+        return StorageError(f"{blob.url}: the store told of another version for a moment")
+    return Replaced(f"{blob.url}: the object has changed")
+
+
+def _list_page(folder: str, more: str, store: Store) -> tuple[list[Blob], str | None]:
+    return store.list_page(folder, more)
 
 
 @contextmanager
 def _as_shard_error(blob: Blob) -> Iterator[None]:
-    """In reading a shard, a missing or changed object is the shard's fault."""
+    """In reading a shard, a missing, forbidden or changed object is the shard's fault."""
     try:
         yield
     except NotFound as error:
         raise ShardError(ShardFault.MISSING, f"{blob.url}: no such object; was it moved or deleted?") from error
+    except Forbidden as error:  # S3 also says so of a missing object to who may not list its bucket
+        raise ShardError(ShardFault.MISSING, f"{error}; nothing can be read here") from error
     except Replaced as error:
         raise _changed(blob) from error
 

@@ -225,7 +225,7 @@ def test_object_of_a_web_server(tmp_path: Path) -> None:
     data, files = content(1 << 16) * 321, tmp_path / "files"
     blob = stored(Storage(), f"{files}/a.tar", data)
     with web(tmp_path, files) as endpoint:
-        storage = Storage(StorageConfig(allow_http=True))
+        storage = Storage(StorageConfig(allow_http=True, allow_private_hosts=True))
         shard, missing = freeze(storage, [f"{endpoint}/{{a,b}}.tar"])
         assert (shard.size, missing.size) == (blob.size, None)
         with storage.stream(shard.blob()) as stream:

@@ -63,7 +63,9 @@ def digests(output: Path) -> dict[str, str]:
     }
 
 
-def problems(output: Path, corpus: Path, undisturbed: Mapping[str, str], *, differ: int = 0) -> list[str]:
+def problems(
+    output: Path, corpus: Path, undisturbed: Mapping[str, str], *, differ: int = 0, place: str | None = None
+) -> list[str]:
     """What is wrong with a finished output; empty if nothing is.
 
     Args:
@@ -71,8 +73,9 @@ def problems(output: Path, corpus: Path, undisturbed: Mapping[str, str], *, diff
         corpus: the folder of its shards.
         undisturbed: the parts of an undisturbed run: file name -> sha256.
         differ: how many parts may differ from it, as they hold rejects of poison samples.
+        place: the URL under which the run saw the corpus; None is the folder itself.
     """
-    return [*_foreign(output, undisturbed, differ), *_miscounted(output, corpus)]
+    return [*_foreign(output, undisturbed, differ), *_miscounted(output, corpus, place or f"file://{corpus}")]
 
 
 def _foreign(output: Path, undisturbed: Mapping[str, str], differ: int) -> Iterator[str]:
@@ -87,11 +90,11 @@ def _foreign(output: Path, undisturbed: Mapping[str, str], differ: int) -> Itera
         yield f"the bytes of {changed} are not those of an undisturbed run, {differ} may differ"
 
 
-def _miscounted(output: Path, corpus: Path) -> Iterator[str]:
+def _miscounted(output: Path, corpus: Path, place: str) -> Iterator[str]:
     """I1 and I2, and the accounts that were derived from the parts."""
     parts = {path.name: Part.read(path) for path in sorted(output.glob("tokens/*.parquet"))}
     by_url = {part.footer["shard"]["url"]: part for part in parts.values()}
-    sources = {f"file://{path}": path for path in corpus.iterdir()}
+    sources = {f"{place}/{path.name}": path for path in corpus.iterdir()}
     if len(by_url) != len(parts) or by_url.keys() != sources.keys():
         yield f"{len(parts)} parts name the shards {sorted(by_url)}, the corpus has {sorted(sources)}"
         return

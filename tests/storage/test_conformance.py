@@ -1,0 +1,247 @@
+"""What Tokenmill asks of a store, on every kind of store it knows: each on a real server, none mocked.
+
+Known deviations: moto and the emulator of GCS take any credentials. SeaweedFS 4.48 and moto keep the condition on the
+completion of a multipart upload against an object that is there, but not among racers: two of them can be told that
+they have won (measured: 3 of 12 races of six). The emulator knows no name with `;` and gives all names in one page.
+rclone, and the emulator alone, ignore conditions: the probe must refuse them (tests/test_commit.py, and below).
+"""
+
+import os
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from pipeline.commit import probe
+from pipeline.errors import AlreadyExists, NotFound, ShardError, StoreRefused, UsageError
+from pipeline.storage import Forbidden, Storage, multipart
+from tests.storage.test_objects import ODD_NAMES, names
+from tests.storage.test_streams import content, drain
+from tests.support.s3 import S3
+from tests.support.stores import AZURITE_KEY, Place, azurite, gcs, moto
+
+pytestmark = pytest.mark.system
+
+RACERS = 16
+STORES = ["local", "seaweedfs", "moto", "azurite", "gcs"]
+
+
+@pytest.fixture(scope="session")
+def of_local(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(f"file://{tmp_path_factory.mktemp('local')}")
+
+
+@pytest.fixture(scope="session")
+def of_seaweedfs(s3: S3) -> Place:
+    return Place(s3.make_bucket("conformance"))
+
+
+@pytest.fixture(scope="session")
+def of_moto(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with moto(tmp_path_factory.mktemp("moto")) as server:
+        yield Place(server.make_bucket("conformance"), {}, {"endpoint_url": server.endpoint})
+
+
+@pytest.fixture(scope="session")
+def of_azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with azurite(tmp_path_factory.mktemp("azurite")) as place:
+        yield place
+
+
+@pytest.fixture(scope="session")
+def of_gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with gcs(tmp_path_factory.mktemp("gcs")) as place:
+        yield place
+
+
+@pytest.fixture(params=STORES)
+def place(request: pytest.FixtureRequest) -> Place:
+    return request.getfixturevalue(f"of_{request.param}")
+
+
+@pytest.fixture
+def storage(place: Place) -> Storage:
+    return place.storage(retry_seconds=20)
+
+
+@pytest.fixture
+def folder(place: Place) -> str:
+    """An empty folder."""
+    return f"{place.url}/{uuid.uuid4().hex}"
+
+
+def in_parallel(deed: Callable[[int], str], count: int = RACERS) -> Counter[str]:
+    """Do the same thing `count` times at the same moment."""
+    start = Barrier(count)
+
+    def racer(number: int) -> str:
+        start.wait(60)
+        return deed(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return Counter(pool.map(racer, range(count)))
+
+
+def test_whole_life_of_an_object(storage: Storage, folder: str) -> None:
+    url = f"{folder}/a.tar"
+    storage.write(url, b"one, and longer")
+    before = storage.stat(url)
+    assert (before.url, before.size) == (url, 15)
+    assert before.etag
+    assert before == storage.stat(url) == storage.list_folder(folder)[0] == storage.glob(f"{folder}/*")[0]
+    storage.write(url, b"two")
+    assert storage.read(url) == b"two"
+    assert storage.stat(url).etag != before.etag
+    storage.delete(url)
+    storage.delete(url)
+    assert storage.list_folder(folder) == []
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_name(storage: Storage, folder: str, name: str) -> None:
+    url = f"{folder}/in here/{name.replace(';', '') if folder.startswith('gs:') else name}"
+    storage.write(url, name.encode())
+    (listed,) = storage.list_folder(f"{folder}/in here")
+    assert listed == storage.stat(url) == storage.glob(f"{folder}/in here/*")[0]
+    assert listed.url == url
+    with storage.stream(listed) as stream:
+        assert drain(stream) == name.encode() == storage.read(url)
+
+
+@pytest.mark.parametrize("place", [store for store in STORES if store != "gcs"], indirect=True)
+def test_list_beyond_one_page(storage: Storage, folder: str) -> None:
+    expected = [f"{number:04d}.tar" for number in range(1100)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda name: storage.write(f"{folder}/{name}", b"x"), expected))
+    assert names(storage.list_folder(folder, ".tar")) == names(storage.glob(f"{folder}/*.tar")) == expected
+
+
+def test_ranges(storage: Storage, folder: str) -> None:
+    url, data = f"{folder}/a", content(5000)
+    storage.write(url, data)
+    with storage.open_random(url) as file:
+        assert (file.seek(-10, os.SEEK_END), file.read(100)) == (4990, data[-10:])
+        assert (file.seek(17), file.read(1000), file.tell()) == (17, data[17:1017], 1017)
+
+
+def test_race_for_one_name(storage: Storage, folder: str, tmp_path: Path) -> None:
+    url, contents = f"{folder}/a.parquet", [bytes([racer]) * 200_001 for racer in range(RACERS)]
+
+    def create(racer: int) -> str:
+        (tmp_path / str(racer)).write_bytes(contents[racer])
+        try:
+            storage.create(url, tmp_path / str(racer))
+        except AlreadyExists:
+            return "lost"
+        return f"won {racer}"
+
+    outcomes = in_parallel(create)
+    assert outcomes == {"lost": RACERS - 1, f"won {contents.index(storage.read(url))}": 1}
+    assert names(storage.list_folder(folder)) == ["a.parquet"]
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multipart, "ONE_PUT_BYTES", 6 << 20)
+    monkeypatch.setattr(multipart, "PART_BYTES", 5 << 20)
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body directly")  # azure gives aiohttp bytes
+@pytest.mark.usefixtures("small_parts")
+def test_large_file_and_another(storage: Storage, folder: str, tmp_path: Path) -> None:
+    url, data = f"{folder}/a.parquet", content(1 << 16) * 112
+    (tmp_path / "first").write_bytes(data)
+    (tmp_path / "second").write_bytes(data[::-1])
+    storage.create(url, tmp_path / "first")
+    with pytest.raises((AlreadyExists, StoreRefused)):  # the emulator cannot cancel what gcsfs gives up
+        storage.create(url, tmp_path / "second")
+    assert storage.read(url) == data
+    assert names(storage.list_folder(folder)) == ["a.parquet"]
+
+
+@pytest.mark.parametrize("place", ["local", "azurite", "gcs"], indirect=True)
+@pytest.mark.filterwarnings("ignore:Sending a large body directly")
+@pytest.mark.usefixtures("small_parts")
+def test_race_of_large_files(storage: Storage, folder: str, tmp_path: Path) -> None:
+    url, contents = f"{folder}/a.parquet", [content(1 << 16, racer) * 112 for racer in range(4)]
+
+    def create(racer: int) -> str:
+        (tmp_path / str(racer)).write_bytes(contents[racer])
+        try:
+            storage.create(url, tmp_path / str(racer))
+        except AlreadyExists:
+            return "lost"
+        return f"won {racer}"
+
+    outcomes = in_parallel(create, 4)
+    assert outcomes == {"lost": 3, f"won {contents.index(storage.read(url))}": 1}
+    assert names(storage.list_folder(folder)) == ["a.parquet"]
+
+
+def test_stream_of_an_object_that_changes(storage: Storage, folder: str) -> None:
+    url = f"{folder}/a.tar"
+    storage.write(url, content(5000))
+    blob = storage.stat(url)
+    with storage.stream(blob) as stream:
+        assert drain(stream) == content(5000)
+    storage.write(url, content(5000, seed=1))
+    with pytest.raises(ShardError, match="not the one frozen"), storage.stream(blob):
+        pytest.fail("the stream was opened")
+
+
+def test_probe_leaves_nothing(storage: Storage, folder: str) -> None:
+    probe(storage, folder)
+    if folder.startswith("s3:"):
+        probe(storage, folder, in_parts=True)
+    assert storage.list_folder(folder) == []
+
+
+def test_nothing_there(storage: Storage, folder: str) -> None:
+    storage.write(f"{folder}/below/a.tar", b"")
+    for name in ("missing", "below", "below/a.tar/deeper"):
+        with pytest.raises(NotFound, match=f"{folder}/{name}: not found"):
+            storage.stat(f"{folder}/{name}")
+    with pytest.raises(NotFound):
+        storage.read(f"{folder}/missing")
+    assert storage.list_folder(f"{folder}/missing") == []
+
+
+@pytest.mark.parametrize("place", STORES[1:], indirect=True)
+def test_missing_bucket(place: Place, storage: Storage, tmp_path: Path) -> None:
+    url = place.url.replace("conformance", "no-such-bucket") + "/a"
+    (tmp_path / "file").write_bytes(b"x")
+    for call in (lambda: storage.stat(url), lambda: storage.create(url, tmp_path / "file")):
+        with pytest.raises((UsageError, NotFound), match=url):
+            call()
+
+
+# --- stores that ask who is there -------------------------------------------------------------------------------------
+
+
+def test_wrong_key_at_azurite(of_azurite: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    variable = "AZURE_STORAGE_CONNECTION_STRING"
+    monkeypatch.setenv(variable, of_azurite.environment[variable].replace(AZURITE_KEY, f"Canary{AZURITE_KEY[6:]}"))
+    with pytest.raises(Forbidden, match="permission denied") as caught:
+        of_azurite.storage(retry_seconds=0, stall_seconds=59).stat(f"{of_azurite.url}/a")
+    assert "Canary" not in str(caught.value)
+
+
+def test_no_permission_at_seaweedfs(of_seaweedfs: Place, tmp_path: Path) -> None:
+    url = f"{of_seaweedfs.url}/private"
+    (tmp_path / "file").write_bytes(b"x")
+    of_seaweedfs.storage().create(url, tmp_path / "file")
+    stranger = of_seaweedfs.storage(options={"anon": True}, retry_seconds=0)
+    for call in (lambda: stranger.stat(url), lambda: stranger.create(f"{url}2", tmp_path / "file")):
+        with pytest.raises(Forbidden, match="permission denied"):
+            call()
+    with pytest.raises(ShardError, match="permission denied"), stranger.stream(of_seaweedfs.storage().stat(url)):
+        pytest.fail("the stream was opened")
+
+
+def test_store_that_ignores_conditions(tmp_path: Path) -> None:
+    with gcs(tmp_path, conditions=False) as place, pytest.raises(StoreRefused, match="allow_overwrite_commit"):
+        probe(place.storage(), f"{place.url}/out")
