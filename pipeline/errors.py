@@ -48,6 +48,7 @@ class ShardFault(StrEnum):
     """Why a shard as a whole cannot be tokenized; stored in the accounts, so the words are stable."""
 
     MISSING = "missing"  # the object is not there
+    FORBIDDEN = "forbidden"  # the store does not let us read it
     CHANGED = "changed"  # size or ETag differ from the frozen manifest
     EMPTY = "empty"  # zero bytes
     NOT_A_TAR = "not_a_tar"  # the first block is no tar header (an HTML error page, say)

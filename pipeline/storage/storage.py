@@ -312,7 +312,7 @@ def _as_shard_error(blob: Blob) -> Iterator[None]:
     except NotFound as error:
         raise ShardError(ShardFault.MISSING, f"{blob.url}: no such object; was it moved or deleted?") from error
     except Forbidden as error:  # S3 also says so of a missing object to who may not list its bucket
-        raise ShardError(ShardFault.MISSING, f"{error}; nothing can be read here") from error
+        raise ShardError(ShardFault.FORBIDDEN, f"{error}; nothing can be read here") from error
     except Replaced as error:
         raise _changed(blob) from error
 

@@ -17,7 +17,7 @@ from threading import Barrier
 import pytest
 
 from pipeline.commit import probe
-from pipeline.errors import AlreadyExists, NotFound, ShardError, StoreRefused, UsageError
+from pipeline.errors import AlreadyExists, NotFound, ShardError, ShardFault, StoreRefused, UsageError
 from pipeline.storage import Forbidden, Storage, multipart
 from tests.storage.test_objects import ODD_NAMES, names
 from tests.storage.test_streams import content, drain
@@ -238,8 +238,10 @@ def test_no_permission_at_seaweedfs(of_seaweedfs: Place, tmp_path: Path) -> None
     for call in (lambda: stranger.stat(url), lambda: stranger.create(f"{url}2", tmp_path / "file")):
         with pytest.raises(Forbidden, match="permission denied"):
             call()
-    with pytest.raises(ShardError, match="permission denied"), stranger.stream(of_seaweedfs.storage().stat(url)):
+    blob = of_seaweedfs.storage().stat(url)
+    with pytest.raises(ShardError, match="permission denied") as refused, stranger.stream(blob):
         pytest.fail("the stream was opened")
+    assert refused.value.reason is ShardFault.FORBIDDEN
 
 
 def test_store_that_ignores_conditions(tmp_path: Path) -> None:

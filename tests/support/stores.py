@@ -3,6 +3,7 @@
 Each is a `Place`: an empty bucket, and how `Storage` finds it. Credentials are in the environment, as everywhere.
 """
 
+import base64
 import json
 import re
 import sys
@@ -24,9 +25,8 @@ from tests.support.fault_proxy import Fault, Kind, Request, fault_proxy, nothing
 from tests.support.s3 import S3
 
 BUCKET = "conformance"
-# The account and the key of every Azurite, from its documentation.
-AZURITE_ACCOUNT = "devstoreaccount1"
-AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+AZURITE_ACCOUNT = "tokenmilltests"
+AZURITE_KEY = base64.b64encode(b"tokenmill-test: not a secret of anybody").decode()
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def azurite(folder: Path) -> Iterator[Place]:
     secret = f"AccountName={AZURITE_ACCOUNT};AccountKey={AZURITE_KEY}"
     connection = f"DefaultEndpointsProtocol=http;{secret};BlobEndpoint={endpoint}/{AZURITE_ACCOUNT};"
     place = Place(f"abfs://{BUCKET}", {"AZURE_STORAGE_CONNECTION_STRING": connection})
-    with servers.process([*command, "--skipApiVersionCheck"], folder, endpoint, {}), visited(place):
+    account = {"AZURITE_ACCOUNTS": f"{AZURITE_ACCOUNT}:{AZURITE_KEY}"}
+    with servers.process([*command, "--skipApiVersionCheck"], folder, endpoint, account), visited(place):
         fsspec.filesystem("abfs", connection_string=connection, skip_instance_cache=True).mkdir(BUCKET)
         yield place
 
