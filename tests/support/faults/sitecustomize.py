@@ -11,7 +11,7 @@ naming a plan that `Faults` wrote, every process of a run (the driver, Ray's wor
     before_publish, published   around commit
     publishing                  a part is whole under a temporary name, its own name is not made yet (local disks)
     before_report               the end of Worker.tokenize: the part is there, the driver does not know
-    before NAME, after NAME     in the driver: around Storage.write of manifest.parquet, rejects.parquet, ..., _SUCCESS
+    before NAME, after NAME     in the driver: around Storage.write or put of manifest.parquet, ..., _SUCCESS
     before claim, after claim   in the driver: around Output.claim
     sample                      an image was found in a sample, here or in an isolated child
 
@@ -170,20 +170,27 @@ def _patch_worker(module: ModuleType) -> None:
 
 
 def _patch_storage(module: ModuleType) -> None:
-    write, link = module.Storage.write, os.link
-
-    def named(storage: Any, url: str, data: bytes) -> None:
-        name = url.rpartition("/")[2]
-        _reach(f"before {name}")
-        write(storage, url, data)
-        _reach(f"after {name}")
+    link = os.link
 
     def linked(source: Any, target: Any, **kwargs: Any) -> None:
         _reach("publishing")
         link(source, target, **kwargs)
 
-    module.Storage.write = named
+    for method in ("write", "put"):
+        _name_what_is_written(module.Storage, method)
     os.link = linked
+
+
+def _name_what_is_written(storage: Any, method: str) -> None:
+    inner = getattr(storage, method)
+
+    def named(self: Any, url: str, content: Any) -> None:
+        name = url.rpartition("/")[2]
+        _reach(f"before {name}")
+        inner(self, url, content)
+        _reach(f"after {name}")
+
+    setattr(storage, method, named)
 
 
 def _patch_output(module: ModuleType) -> None:
