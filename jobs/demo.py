@@ -1,11 +1,13 @@
 """`tokenmill demo`: the whole job on the photographs and the model that ship with the project."""
 
+import glob
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jobs.options import out
+from pipeline.errors import FingerprintMismatch, UsageError
 from pipeline.images import ImageConfig
 
 ASSETS = Path(__file__).parent / "assets"
@@ -25,20 +27,26 @@ def main(
     from pipeline.verify import verify
 
     shards, tokens = _corpus(folder / "shards"), folder / "tokens"
-    flags = {"shards": [str(shard) for shard in shards], "model": str(ASSETS / "vq-f8-1024"), "output": str(tokens)}
+    specs = [glob.escape(str(shard)) for shard in shards]  # the folder may be called [x]
+    flags = {"shards": specs, "model": str(ASSETS / "vq-f8-1024"), "output": str(tokens)}
     config = resolve(flags={**flags, "image.size": size}, environment={})
     progress = for_stderr()
     try:
         result = run(config, progress)
+    except FingerprintMismatch as error:
+        raise UsageError(
+            f"{tokens} holds the tokens of another demo (another --size, or another version of Tokenmill), and a "
+            f"dataset must not mix two; give another --folder, or delete {tokens}"
+        ) from error
     finally:
         progress.close()
-    out.print(result.message, markup=False)
-    out.print(str(result.rates), markup=False)
+    out.print(result.message)
+    out.print(str(result.rates))
     if result.exit_code:
         raise typer.Exit(int(result.exit_code))
     checked = verify(Storage(), str(tokens))
     for finding in checked.findings:
-        out.print(f"{finding.kind.value}: {finding.shard}: {finding.message}", markup=False)
+        out.print(f"{finding.kind.value}: {finding.shard}: {finding.message}")
     if not checked.ok:
         raise typer.Exit(3)
     rows = sum(account.rows for account in checked.accounts)
@@ -47,9 +55,9 @@ def main(
     _picture(tokens, config.image, picture)
     out.print(f"picture:  {picture}  (originals above, decoded from the stored tokens below)")
     out.print("\nread the tokens:\n")
-    out.print("    import pyarrow.dataset as ds, numpy as np", markup=False)
-    out.print(f'    table = ds.dataset("{tokens}/tokens").to_table()', markup=False)
-    out.print('    tokens = np.stack(table["tokens"].to_numpy())     # [rows, h * w], uint16', markup=False)
+    out.print("    import pyarrow.dataset as ds, numpy as np")
+    out.print(f'    table = ds.dataset("{tokens}/tokens").to_table()')
+    out.print('    tokens = np.stack(table["tokens"].to_numpy())     # [rows, h * w], uint16')
 
 
 def _corpus(folder: Path) -> list[Path]:

@@ -47,7 +47,7 @@ Actors = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, the last of stdout.")]
 Store = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a run.", show_default=False)]
 
-out = Console(soft_wrap=True, highlight=False)
+out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)  # a path may hold [x] or :x:
 
 
 def job_config(

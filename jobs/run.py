@@ -18,7 +18,7 @@ def main(
     ] = False,
     retry_rejects: Annotated[
         bool,
-        typer.Option("--retry-rejects", help="Make the parts again that have rejects; until then they are missing."),
+        typer.Option("--retry-rejects", help="Make the parts again that have rejects; each is replaced in one step."),
     ] = False,
     settings: Settings = None,
     as_json: AsJson = False,
@@ -38,7 +38,7 @@ def main(
     finally:
         progress.close()
     summary = result.summary
-    out.print(result.message, markup=False)
+    out.print(result.message)
     if summary:
         reasons = "".join(f", {count:,} {reason}" for reason, count in summary["rejects_by_reason"].items())
         out.print(

@@ -20,4 +20,4 @@ def main(output: Store, settings: Settings = None, as_json: AsJson = False) -> N
     out.print(f"rows      {state['rows']:,} in {state['bytes'] / 1e6:,.1f} MB")
     out.print(f"tokens    {state['fingerprint']}")
     for failure in state["quarantined"]:
-        out.print(f"quarantined {failure['shard']}: {failure['reason']}: {failure['message']}", markup=False)
+        out.print(f"quarantined {failure['shard']}: {failure['reason']}: {failure['message']}")

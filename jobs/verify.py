@@ -34,7 +34,7 @@ def main(
             on_shard=lambda done, total: progress.update(task, completed=done, total=total),
         )
     for finding in result.findings:
-        out.print(f"{finding.kind.value}: {finding.shard}: {finding.message}", markup=False)
+        out.print(f"{finding.kind.value}: {finding.shard}: {finding.message}")
     samples = [account.samples for account in result.accounts if account.samples is not None]
     rows, rejects = (sum(getattr(account, name) for account in result.accounts) for name in ("rows", "rejects"))
     recounted = f"{sum(samples):,} samples recounted, " if samples else ""

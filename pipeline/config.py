@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.encoding import ModelConfig
 from pipeline.errors import UsageError
@@ -24,7 +24,7 @@ from pipeline.schedule import LimitsConfig
 from pipeline.storage import Storage, StorageConfig
 from pipeline.tokens.schema import ColumnsConfig
 from pipeline.tokens.writer import OutputConfig
-from pipeline.urls import canonical, join, local_path, redact
+from pipeline.urls import canonical, join, local_path, redact, scheme_of
 
 ENVIRONMENT_PREFIX = "TOKENMILL_"
 SHORTHANDS = {"model": "path", "output": "url"}  # `output: s3://...` stands for `output: {url: s3://...}`
@@ -49,6 +49,20 @@ class ClusterConfig(BaseModel):
         None, ge=1, description="decode threads (on a CPU also model threads) per actor; null shares the cores evenly"
     )
     shards_in_flight: int = Field(2, ge=1, description="shards an actor works on at once, so that no device waits")
+    scratch: Path | None = Field(
+        None,
+        description="folder for unfinished parts, on a local disk of each node; null is the system's temporary folder",
+    )
+
+    @field_validator("scratch", mode="before")
+    @classmethod
+    def _absolute(cls, scratch: Any) -> Any:
+        if not isinstance(scratch, str):
+            return scratch
+        path = local_path(scratch)
+        if path is None:
+            raise ValueError(f"cluster.scratch must be a folder on a local disk, got {scratch}")
+        return path
 
     @property
     def actor_range(self) -> tuple[int, int] | None:
@@ -96,7 +110,7 @@ class JobConfig(BaseModel):
         """Refuse a job that lacks what only the user can give.
 
         Raises:
-            UsageError: no shards, model or output.
+            UsageError: no shards, model or output; or limits that do not fit together.
         """
         missing = {
             "shards": not self.shards,
@@ -106,6 +120,18 @@ class JobConfig(BaseModel):
         if names := [name for name, absent in missing.items() if absent]:
             flags = " and ".join(f"--{name}" for name in names)
             raise UsageError(f"the job names no {' and no '.join(names)}; give {flags}, or write them into JOB.yaml")
+        self._check_patience()
+
+    def _check_patience(self) -> None:
+        """A request that is tried again must have failed before its attempt seems to hang, and the actor is ended."""
+        storage, stall = self.storage, self.limits.stall_seconds
+        longest = storage.retry_seconds + storage.stall_seconds  # the last try begins before the first is over
+        remote = any(scheme_of(place.lstrip("@")) != "file" for place in (self.output.url, *self.shards))
+        if remote and longest >= stall:
+            raise UsageError(
+                f"limits.stall_seconds must be above storage.retry_seconds + storage.stall_seconds ({longest:g}), so "
+                f"that a store that is down for a while does not cost actors, got {stall:g}; raise it, or lower those"
+            )
 
     def check_model(self, storage: Storage) -> None:
         """Refuse a local model folder that is not there, before anything is started.

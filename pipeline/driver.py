@@ -20,6 +20,7 @@ from pipeline.output import Output
 from pipeline.progress import Progress, Silent
 from pipeline.resume import Todo, what_is_left
 from pipeline.schedule import Assignment, Failure, Kind, Schedule, State
+from pipeline.scratch import remove_abandoned
 from pipeline.shards.manifest import freeze
 from pipeline.signals import Stop, stop_on_signals
 from pipeline.storage import Storage
@@ -31,6 +32,10 @@ SAFE_BATCH = 8  # where nothing could be measured
 MAX_STILLBORN = 3  # actors in a row that end before they are ready: something is wrong with all of them
 MAX_SPOILT = 3  # calibrations that took their actor with them: go on without
 CALIBRATION_SHARDS = 3  # the first readable one of so many serves
+UNCOUNTED = (
+    "stopped while the accounts were made: every finished part is whole, only summary.json and rejects.parquet are not "
+    "written; run the same command again to go on"
+)
 
 
 def run(
@@ -58,6 +63,7 @@ def run(
     config.check_complete()
     progress, began = progress or Silent(), time.monotonic()
     storage = Storage(config.storage)
+    remove_abandoned()
     config.check_model(storage)
     output = Output(storage, config.output.url)
     shards = freeze(storage, config.shards)
@@ -68,7 +74,8 @@ def run(
         job = _Run(config, output, todo, placement, progress=progress, stop=stop)
         try:
             stopped = job.work()
-            return job.result(stopped, time.monotonic() - began)
+            job.fleet.dismiss_all()  # the accounts of many parts take a while, and need no GPU
+            return job.result(stopped, began)
         finally:
             job.fleet.dismiss_all()
 
@@ -98,6 +105,7 @@ class _Run:
         self._stillborn = 0
         self._spoilt = 0
         self._gate: str | None = None
+        self._show_again = 0.0
 
     def work(self) -> bool:
         """Do all pending shards. True if the run was stopped before the end.
@@ -106,7 +114,6 @@ class _Run:
             TokenmillError: the run cannot go on.
         """
         draining: float | None = None
-        show = 0.0
         while self._job is None or not self._schedule.finished:
             if (self._stop.requested or self._gate) and draining is None:
                 draining = time.monotonic()
@@ -121,26 +128,49 @@ class _Run:
             self.fleet.feel_pulses()
             for call, answer in self.fleet.listen(POLL_SECONDS):
                 self._take(call, answer)
-            if time.monotonic() >= show:
-                show = time.monotonic() + SHOW_SECONDS
+            if time.monotonic() >= self._show_again:
+                self._show_again = time.monotonic() + SHOW_SECONDS
                 self._progress.show(self._monitor.snapshot(self._schedule, self.fleet.at_work()))
         return False
 
-    def result(self, stopped: bool, seconds: float) -> Result:
-        """Write the accounts and say how the run ended."""
+    def result(self, stopped: bool, began: float) -> Result:
+        """Write the accounts and say how the run ended.
+
+        Args:
+            stopped: it was, before the end.
+            began: when; of `time.monotonic` (seconds).
+        """
+        for column in self._monitor.empty_columns(self._config.columns):
+            self._progress.note(f"{column}: no row of this run has a value in this column; is the extension right?")
+        code, message, summary = self._account(stopped)
         rates = self._monitor.rates(self.fleet.most_at_work)
+        return Result(code, message, summary, rates, time.monotonic() - began)
+
+    def _account(self, stopped: bool) -> tuple[ExitCode, str, dict[str, Any]]:
         if self._job is None:
             message = "stopped before the first shard; run the same command again"
-            return Result(ExitCode.STOPPED, message, self._output.summary() or {}, rates, seconds)
+            return ExitCode.STOPPED, message, self._output.summary() or {}
         quarantined = self._todo.given_up | {
             shard: {"kind": failure.kind.value, "reason": failure.reason, "message": failure.message}
             for shard, failure in self._schedule.quarantined().items()
         }
-        summary = self._output.summarise(list(self._shards.values()), quarantined)
-        code, message = verdict(summary, stopped, self._config.limits.max_reject_fraction, self._gate)
+        try:
+            with self._stop.interrupting():
+                manifest = self._output.manifest()
+                summary = self._output.summarise(manifest, quarantined, self._show_count)
+        except KeyboardInterrupt:
+            return ExitCode.STOPPED, UNCOUNTED, {}
+        strangers = {shard.id for shard in manifest} - self._todo.shards.keys()
+        waiting = len(strangers - self._output.parts().keys()) if strangers else 0
+        code, message = verdict(summary, stopped, self._config.limits.max_reject_fraction, self._gate, waiting)
         if code is ExitCode.OK:
             self._output.succeed()
-        return Result(code, message, summary, rates, seconds)
+        return code, message, summary
+
+    def _show_count(self, done: int, total: int) -> None:
+        if time.monotonic() >= self._show_again:
+            self._show_again = time.monotonic() + SHOW_SECONDS
+            self._progress.count("accounts of parts", done, total)
 
     # --- one turn of the loop ---
 

@@ -100,7 +100,9 @@ class ShardReport:
     Attributes:
         counts: its accounts.
         outcome: whether this attempt or another one published the part.
+        filled: the optional columns (`caption`, `label`, `meta`) that have a value in some row.
     """
 
     counts: Counts
     outcome: Outcome
+    filled: frozenset[str] = frozenset()

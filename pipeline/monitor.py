@@ -11,6 +11,7 @@ from pipeline.messages import Calibration, ShardReport
 from pipeline.meter import Part, Reading, bound
 from pipeline.progress import Snapshot
 from pipeline.schedule import Schedule, State
+from pipeline.tokens.schema import ColumnsConfig
 
 WINDOW_SECONDS = 15.0  # the rate shown is that of the last so many seconds
 MIN_SAMPLES_TO_JUDGE = 1000  # below that a fraction of rejects stops nothing before the end
@@ -89,6 +90,7 @@ class Monitor:
     samples: int = 0
     rejects: int = 0
     rows: int = 0
+    filled: set[str] = field(default_factory=set)
     _readings: dict[str, Reading] = field(default_factory=dict)
     _history: deque[tuple[float, int, int]] = field(default_factory=deque)
     _first: float | None = None
@@ -112,6 +114,7 @@ class Monitor:
         self.samples += report.counts.samples
         self.rejects += report.counts.rejects
         self.rows += report.counts.rows
+        self.filled |= report.filled
         self._last = self.now()
         self.touch()
 
@@ -125,6 +128,11 @@ class Monitor:
     def idle_seconds(self) -> float:
         """Since when nothing has moved."""
         return self.now() - self._moved
+
+    def empty_columns(self, columns: ColumnsConfig) -> list[str]:
+        """The columns that the user named and no row of this run has a value in, as `columns.caption=txt`."""
+        asked = [(name, getattr(columns, name)) for name in sorted(columns.model_fields_set - self.filled)]
+        return [f"columns.{name}={member}" for name, member in asked if member and self.rows]
 
     def reject_fraction(self) -> float | None:
         """The share of samples rejected, None while too few were seen to judge."""
@@ -184,7 +192,7 @@ class Monitor:
 
 
 def verdict(
-    summary: dict[str, Any], stopped: bool, max_reject_fraction: float, gate: str | None = None
+    summary: dict[str, Any], stopped: bool, max_reject_fraction: float, gate: str | None = None, foreign: int = 0
 ) -> tuple[ExitCode, str]:
     """The exit code of a run, and one sentence that says why.
 
@@ -193,6 +201,7 @@ def verdict(
         stopped: the run ended before all shards were in a final state.
         max_reject_fraction: more rejects than this fail the run.
         gate: why the run stopped itself, if it did.
+        foreign: shards without a part that another run has added to OUTPUT meanwhile, and may be at work on.
     """
     shards = summary["shards"]
     done = f"{shards['committed']:,} of {shards['total']:,} shards are committed"
@@ -210,9 +219,14 @@ def verdict(
             f"finished, but {shards['quarantined']:,} shards are quarantined (summary.json names them): {done}; "
             "mend them and run again with --retry-quarantined"
         )
-    if shards["committed"] < shards["total"]:
+    if shards["committed"] + foreign < shards["total"]:
         return ExitCode.FAILED, (
             f"every shard was reported done, but only {done}; is OUTPUT one place for all nodes, and did nobody delete "
             "parts?"
+        )
+    if foreign:
+        return ExitCode.STOPPED, (
+            f"all shards of this run are done, but not {foreign:,} that another run has added meanwhile: {done}; run "
+            "the same command again when that run has ended"
         )
     return ExitCode.OK, f"finished: {done}"

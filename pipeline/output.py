@@ -8,13 +8,11 @@ manifest.parquet) or can be rebuilt from the parts' footers at any time (README.
 
 import json
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -24,11 +22,15 @@ from pipeline.card import dataset_card
 from pipeline.commit import publish
 from pipeline.errors import AlreadyExists, FingerprintMismatch, NotFound, UsageError
 from pipeline.fingerprint import differences
-from pipeline.shards.manifest import Shard, from_parquet, shard_id, to_parquet
+from pipeline.scratch import draft_folder
+from pipeline.shards.frozen import extend_manifest, read_manifest
+from pipeline.shards.manifest import Shard, shard_id
 from pipeline.storage import Blob, Storage
 from pipeline.tokens.reader import read_footer
 from pipeline.tokens.schema import PartFooter, RejectedSample
 from pipeline.urls import canonical, join
+
+OnPart = Callable[[int, int], None]  # (parts done, parts in all)
 
 FOOTER_THREADS = 16
 FOOTERS_AHEAD = 1000  # in memory at once
@@ -59,8 +61,8 @@ class Output:
         if self.job() is not None:
             return self._agree(job)
         self._accounts(list(self.parts().values()), job["fingerprint"])  # parts without a job.json: are they ours?
-        with TemporaryDirectory() as folder:
-            path = Path(folder, "job.json")
+        with draft_folder() as folder:
+            path = folder / "job.json"
             path.write_text(json.dumps(job, indent=2, sort_keys=True))
             with suppress(AlreadyExists):  # another driver was faster
                 publish(self.storage, path, join(self.url, "job.json"), overwrite=overwrite)
@@ -89,24 +91,15 @@ class Output:
         Args:
             shards: as they are now.
             refrozen: ids of shards without a part, that were missing or bad before.
+
+        Returns:
+            The whole manifest; it may have shards that another driver added meanwhile.
         """
-        url = join(self.url, "manifest.parquet")
-        frozen = {shard.id: shard for shard in self.manifest()}
-        before = dict(frozen)
-        for shard in shards:
-            if shard.id not in frozen or shard.id in refrozen:
-                frozen[shard.id] = shard
-        merged = sorted(frozen.values(), key=lambda shard: shard.url)
-        if frozen != before:
-            self.storage.write(url, to_parquet(merged))
-        return merged
+        return extend_manifest(self.storage, self.url, shards, refrozen)
 
     def manifest(self) -> list[Shard]:
         """The frozen shards; none if nothing has been frozen yet."""
-        try:
-            return from_parquet(self.storage.read(join(self.url, "manifest.parquet")))
-        except NotFound:
-            return []
+        return read_manifest(self.storage, self.url)
 
     def reopen(self) -> None:
         """There is work to do again: take back _SUCCESS, and sweep what killed processes left beside the parts."""
@@ -121,16 +114,18 @@ class Output:
         blobs = self.storage.list_folder(join(self.url, "tokens"), ".parquet")
         return {blob.url.rpartition("/")[2].removesuffix(".parquet"): blob for blob in blobs}
 
-    def footers(self, parts: Iterable[Blob]) -> Iterator[PartFooter]:
+    def footers(self, parts: Iterable[Blob]) -> Generator[PartFooter, None, None]:
         """The footers of parts, in the order given.
 
         Raises:
             NotAPart: one of them is no part of ours.
         """
-        waiting = iter(parts)
-        with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        waiting, pool = iter(parts), ThreadPoolExecutor(FOOTER_THREADS)
+        try:
             while some := list(islice(waiting, FOOTERS_AHEAD)):
                 yield from pool.map(lambda blob: read_footer(self.storage, blob.url), some)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # who stops early does not wait for a store that is down
 
     def with_rejects(self, parts: Mapping[str, Blob]) -> list[str]:
         """The shard ids of the parts that have rejects."""
@@ -148,19 +143,22 @@ class Output:
 
     # --- what is derived from them ---
 
-    def summarise(self, manifest: list[Shard], quarantined: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    def summarise(
+        self, manifest: list[Shard], quarantined: Mapping[str, Mapping[str, str]], on_part: OnPart | None = None
+    ) -> dict[str, Any]:
         """The accounts of all committed parts; writes rejects.parquet, summary.json and README.md.
 
         Args:
             manifest: the frozen shards.
             quarantined: shard id -> {kind, reason, message} of the shards given up.
+            on_part: called with (parts read, parts in all) after each; if it raises, nothing is written.
         """
         parts, job = self.parts(), self.job()
         done = [parts[shard.id] for shard in manifest if shard.id in parts]
-        with TemporaryDirectory() as folder:
-            path = Path(folder, "rejects.parquet")
+        with draft_folder() as folder:
+            path = folder / "rejects.parquet"
             with pq.ParquetWriter(path, REJECT_SCHEMA, compression="zstd") as rejects:
-                accounts = self._accounts(done, job["fingerprint"] if job else None, rejects)
+                accounts = self._accounts(done, job["fingerprint"] if job else None, rejects, on_part)
             self.storage.put(join(self.url, "rejects.parquet"), path)
         urls = {shard.id: shard.url for shard in manifest}
         summary = {
@@ -211,7 +209,11 @@ class Output:
         return self.storage.exists(join(self.url, "_SUCCESS"))
 
     def _accounts(
-        self, parts: list[Blob], fingerprint: str | None, rejects: pq.ParquetWriter | None = None
+        self,
+        parts: list[Blob],
+        fingerprint: str | None,
+        rejects: pq.ParquetWriter | None = None,
+        on_part: OnPart | None = None,
     ) -> dict[str, Any]:
         """The sums over the footers of `parts`; the rejected samples are written to `rejects`.
 
@@ -219,19 +221,17 @@ class Output:
             FingerprintMismatch: a part was made another way, or for another shard.
         """
         totals, reasons, warnings = Counter[str](), Counter[str](), Counter[str]()
-        for blob, footer in zip(parts, self.footers(parts), strict=True):
-            name = blob.url.rpartition("/")[2].removesuffix(".parquet")
-            if fingerprint not in (None, footer.fingerprint) or footer.shard["id"] != name:
-                raise FingerprintMismatch(
-                    f"{blob.url} holds tokens of another run (shard {footer.shard['id']}, fingerprint "
-                    f"{footer.fingerprint[:12]}); `tokenmill verify` lists all such parts: move them away"
-                )
-            totals.update(asdict(footer.counts))
-            warnings.update(footer.warnings)
-            reasons.update(rejected.reject.reason for rejected in footer.rejects)
-            if rejects is not None and footer.rejects:
-                rows = [_reject_row(footer, rejected) for rejected in footer.rejects]
-                rejects.write_table(pa.Table.from_pylist(rows, REJECT_SCHEMA))
+        with closing(self.footers(parts)) as footers:
+            for number, (blob, footer) in enumerate(zip(parts, footers, strict=True), 1):
+                _check_part(blob, footer, fingerprint)
+                totals.update(asdict(footer.counts))
+                warnings.update(footer.warnings)
+                reasons.update(rejected.reject.reason for rejected in footer.rejects)
+                if rejects is not None and footer.rejects:
+                    rows = [_reject_row(footer, rejected) for rejected in footer.rejects]
+                    rejects.write_table(pa.Table.from_pylist(rows, REJECT_SCHEMA))
+                if on_part:
+                    on_part(number, len(parts))
         return {
             "parts": len(parts),
             **{name: totals[name] for name in ("samples", "tokenized", "rows", "rejects")},
@@ -251,6 +251,15 @@ class Output:
                 "choose another --output, or go back to the configuration above"
             )
         return there
+
+
+def _check_part(blob: Blob, footer: PartFooter, fingerprint: str | None) -> None:
+    name = blob.url.rpartition("/")[2].removesuffix(".parquet")
+    if fingerprint not in (None, footer.fingerprint) or footer.shard["id"] != name:
+        raise FingerprintMismatch(
+            f"{blob.url} holds tokens of another run (shard {footer.shard['id']}, fingerprint "
+            f"{footer.fingerprint[:12]}); `tokenmill verify` lists all such parts: move them away"
+        )
 
 
 def _reject_row(footer: PartFooter, rejected: RejectedSample) -> dict[str, Any]:

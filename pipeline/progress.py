@@ -66,6 +66,10 @@ class Progress(Protocol):
         """The run's state now; called about once a second."""
         ...
 
+    def count(self, what: str, done: int, total: int) -> None:
+        """So many of `total` are done, in a phase that has nothing else to show; called about once a second."""
+        ...
+
     def close(self) -> None:
         """The run is over."""
         ...
@@ -78,6 +82,9 @@ class Silent:
         pass
 
     def show(self, snapshot: Snapshot) -> None:
+        pass
+
+    def count(self, what: str, done: int, total: int) -> None:
         pass
 
     def close(self) -> None:
@@ -94,9 +101,15 @@ class Plain:
         self._write(f"{message}\n")
 
     def show(self, snapshot: Snapshot) -> None:
+        self._state(snapshot.line())
+
+    def count(self, what: str, done: int, total: int) -> None:
+        self._state(f"{what} {done:,}/{total:,}")
+
+    def _state(self, line: str) -> None:
         if time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
-            self._write(f"{snapshot.line()}\n")
+            self._write(f"{line}\n")
 
     def close(self) -> None:
         pass
@@ -111,13 +124,18 @@ class Terminal:
         self._live.start()
 
     def note(self, message: str) -> None:
-        self._console.print(message, highlight=False, markup=False)
+        self._console.print(message)
 
     def show(self, snapshot: Snapshot) -> None:
+        self._bar(snapshot.shards_done + snapshot.quarantined, snapshot.shards_total, snapshot.line())
+
+    def count(self, what: str, done: int, total: int) -> None:
+        self._bar(done, total, f"{what} {done:,}/{total:,}")
+
+    def _bar(self, done: int, total: int, line: str) -> None:
         grid = Table.grid(padding=(0, 1))
-        share = snapshot.shards_done + snapshot.quarantined
-        grid.add_row(ProgressBar(total=max(1, snapshot.shards_total), completed=share, width=30))
-        grid.add_row(snapshot.line())
+        grid.add_row(ProgressBar(total=max(1, total), completed=done, width=30))
+        grid.add_row(line)
         self._live.update(grid)
 
     def close(self) -> None:
@@ -126,7 +144,7 @@ class Terminal:
 
 def for_stderr() -> Progress:
     """The display that fits where stderr goes."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)  # messages hold paths: [x], :x:
     return Terminal(console) if console.is_terminal else Plain()
 
 

@@ -12,6 +12,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signals = 0
+        self.interrupts = False
 
     @property
     def requested(self) -> bool:
@@ -20,6 +21,17 @@ class Stop:
     @property
     def now(self) -> bool:
         return self.signals > 1
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Work that may end anywhere: inside, the next signal is raised as KeyboardInterrupt, and a second one was."""
+        if self.now:
+            raise KeyboardInterrupt
+        self.interrupts = True
+        try:
+            yield
+        finally:
+            self.interrupts = False
 
 
 @contextmanager
@@ -32,6 +44,8 @@ def stop_on_signals() -> Iterator[Stop]:
 
     def count(_number: int, _frame: FrameType | None) -> None:
         stop.signals += 1
+        if stop.interrupts:
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

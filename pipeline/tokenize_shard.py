@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from pipeline.images import ImageConfig, Prepared, View
 from pipeline.messages import ShardReport
 from pipeline.meter import Meter, Part
 from pipeline.prefetch import ordered_map
+from pipeline.scratch import draft_folder
 from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import Sample, TarReader
 from pipeline.storage import ByteStream, Storage
@@ -31,6 +31,7 @@ from pipeline.tokens.writer import OutputConfig, PartWriter
 from pipeline.urls import join
 
 DECODE_BUDGET = 256 << 20  # bytes of one shard's samples, encoded and decoded, between tar and device
+SIDECARS = ("caption", "label", "meta")  # columns that are null where a sample lacks the member
 LARGEST_LABEL = (1 << 63) - 1
 BATCHES_IN_FLIGHT = 2  # one on the device, one waiting for it
 
@@ -83,6 +84,7 @@ class _Accounts:
     rows: int = 0
     rejects: list[RejectedSample] = field(default_factory=list)
     warnings: Counter[str] = field(default_factory=Counter)
+    filled: set[str] = field(default_factory=set)
 
     def counts(self) -> Counts:
         return Counts(self.samples, self.tokenized, self.rows, len(self.rejects))
@@ -104,8 +106,8 @@ def tokenize_shard(shard: Shard, line: Line, attempt: Attempt | None = None, *, 
         FingerprintMismatch: the part exists already with tokens of another configuration.
     """
     accounts, attempt = _Accounts(), attempt or Attempt()
-    with TemporaryDirectory(prefix="tokenmill-", dir=line.scratch) as folder:
-        path = Path(folder, f"{shard.id}.parquet")
+    with draft_folder(line.scratch) as folder:
+        path = folder / f"{shard.id}.parquet"
         with PartWriter(path, line.engine.spec, line.columns, shard.url, line.output) as writer:
             for rows, encoding in _encoded(_views(shard, line, accounts, attempt), line.engine):
                 tokens = encoding.result().indices()
@@ -124,14 +126,16 @@ def tokenize_shard(shard: Shard, line: Line, attempt: Attempt | None = None, *, 
             )
             with line.meter.busy(Part.WRITE):
                 writer.finish(footer)
+        attempt.step()  # the store may now use up the time that it has for one request
         with line.meter.busy(Part.PUBLISH):
             url = join(line.output.url, "tokens", f"{shard.id}.parquet")
             if replace:
                 line.storage.put(url, path)
                 outcome = Outcome.DONE
             else:
-                outcome = commit(line.storage, path, url, footer, overwrite=line.output.allow_overwrite_commit)
-    return ShardReport(footer.counts, outcome)
+                overwrite = line.output.allow_overwrite_commit
+                outcome = commit(line.storage, path, url, footer, overwrite=overwrite, on_doubt=attempt.step)
+    return ShardReport(footer.counts, outcome, frozenset(accounts.filled))
 
 
 class _Watched:
@@ -166,7 +170,9 @@ def _views(shard: Shard, line: Line, accounts: _Accounts, attempt: Attempt) -> I
                 continue
             accounts.tokenized += 1
             for view in prepared.views:
-                yield _row(sample, prepared, view, line.columns, accounts.warnings), view
+                row = _row(sample, prepared, view, line.columns, accounts.warnings)
+                accounts.filled.update(name for name in SIDECARS if getattr(row, name) is not None)
+                yield row, view
         accounts.warnings.update(reader.stats.warnings)
         accounts.warnings.update({f"skipped_{kind}": count for kind, count in reader.stats.skipped.items()})
 

@@ -4,7 +4,9 @@ An actor pins one model to one device and works on several shards at once, each 
 decode pool and the device. A shard's failure is a value, so that the driver can tell whose fault it was.
 """
 
+import socket
 import sys
+import tempfile
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +28,7 @@ from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, 
 from pipeline.meter import Meter
 from pipeline.model import VQModel, weights_hash
 from pipeline.schedule import Failure, Kind
+from pipeline.scratch import draft_folder, remove_abandoned
 from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import TarReader
 from pipeline.storage import Storage
@@ -101,8 +105,13 @@ class Worker:
         )
 
     def start(self, fingerprint: str, batch_size: int) -> None:
-        """Get ready for shards."""
+        """Get ready for shards.
+
+        Raises:
+            UsageError: nothing can be written on this node's scratch disk.
+        """
         engine, job = self._loaded(), self._job
+        _clean(job.cluster.scratch)
         engine.set_batch_size(batch_size)
         if job.model.compile:
             engine.warm_up()  # compiling takes minutes, in which an attempt would seem to hang
@@ -117,6 +126,7 @@ class Worker:
             output=job.output,
             fingerprint=fingerprint,
             decode=partial(prepare_sample, image=job.image),
+            scratch=job.cluster.scratch,
         )
 
     def tokenize(self, task: Task) -> ShardReport | Failure:
@@ -169,6 +179,19 @@ class Worker:
             if images:
                 return np.stack(images), rate
         return np.empty((0, self._job.image.size, self._job.image.size, 3), np.uint8), 0.0
+
+
+def _clean(scratch: Path | None) -> None:
+    """Take away what killed actors left on this node's scratch disk, and see that drafts can be made there."""
+    try:
+        remove_abandoned(scratch)
+        with draft_folder(scratch):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"cluster.scratch must be a folder on a local disk that can be written on every node, got "
+            f"{scratch or tempfile.gettempdir()} on {socket.gethostname()}: {error}"
+        ) from error
 
 
 _FAULTS: tuple[tuple[type[Exception], Kind, str], ...] = (

@@ -1,6 +1,7 @@
 """Where values come from, and what a mistake in them says."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,34 @@ def test_wrong_numbers_of_actors(actors: str) -> None:
 @pytest.mark.parametrize(("actors", "range_"), [("3", (3, 3)), ("1..8", (1, 8)), ("null", None)])
 def test_numbers_of_actors(actors: str, range_: tuple[int, int] | None) -> None:
     assert resolve(settings=[f"cluster.actors={actors}"], environment={}).cluster.actor_range == range_
+
+
+@pytest.mark.parametrize(
+    ("output", "shards", "stall", "refused"),
+    [
+        ("s3://b/out", "x.tar", 180, True),
+        ("s3://b/out", "x.tar", 181, False),
+        ("out", "s3://b/x.tar", 180, True),
+        ("out", "@s3://b/list.txt", 180, True),
+        ("out", "x.tar", 61, False),
+    ],
+)
+def test_requests_are_given_up_before_their_attempt(output: str, shards: str, stall: float, refused: bool) -> None:
+    flags = {"output": output, "shards": [shards], "model": "m", "limits.stall_seconds": stall}
+    config = resolve(flags=flags, environment={})
+    says = r"limits\.stall_seconds must be above storage\.retry_seconds \+ storage\.stall_seconds \(180\).*got 180"
+    with pytest.raises(UsageError, match=says) if refused else nullcontext():
+        config.check_complete()
+
+
+@pytest.mark.parametrize(
+    ("scratch", "found"),
+    [("/fast/disk", "/fast/disk"), ("~/x", str(Path.home() / "x")), ("x", str(Path.cwd() / "x")), ("null", "None")],
+)
+def test_scratch_is_an_absolute_path(scratch: str, found: str) -> None:
+    assert str(resolve(settings=[f"cluster.scratch={scratch}"], environment={}).cluster.scratch) == found
+
+
+def test_scratch_on_an_object_store() -> None:
+    with pytest.raises(UsageError, match=r"cluster\.scratch must be a folder on a local disk, got s3://b/x"):
+        resolve(settings=["cluster.scratch=s3://b/x"], environment={})

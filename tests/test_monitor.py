@@ -1,5 +1,7 @@
 """Accounts, rates and endings of a run."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.commit import Outcome
@@ -8,7 +10,7 @@ from pipeline.meter import Reading, bound
 from pipeline.monitor import ExitCode, Monitor, Rates, verdict
 from pipeline.progress import Plain, clock
 from pipeline.schedule import LimitsConfig, Schedule
-from pipeline.tokens.schema import Counts
+from pipeline.tokens.schema import ColumnsConfig, Counts
 
 
 class Clock:
@@ -89,6 +91,22 @@ def test_rejects_are_judged_only_on_enough_samples(time: Clock) -> None:
     assert watch.reject_fraction() == 0.5
 
 
+@pytest.mark.parametrize(
+    ("columns", "empty"),
+    [
+        ({}, []),
+        ({"caption": "text", "label": "cls"}, ["columns.caption=text"]),
+        ({"caption": "txt", "label": None, "meta": "jsn"}, ["columns.caption=txt", "columns.meta=jsn"]),
+    ],
+)
+def test_columns_that_were_asked_for_and_stay_empty(time: Clock, columns: dict, empty: list[str]) -> None:
+    watch, asked = monitor(time), ColumnsConfig(**columns)
+    assert watch.empty_columns(asked) == [], "nothing was seen yet"
+    watch.committed(report(5))
+    watch.committed(replace(report(5), filled=frozenset({"label"})))
+    assert watch.empty_columns(asked) == empty
+
+
 def summary(committed: int, quarantined: int, samples: int = 100, rejects: int = 0) -> dict:
     shards = {"total": 4, "committed": committed, "quarantined": quarantined}
     reasons = {"truncated": rejects} if rejects else {}
@@ -113,6 +131,19 @@ def test_verdict(accounts: dict, stopped: bool, code: ExitCode, says: str) -> No
     assert says in message
 
 
+@pytest.mark.parametrize(
+    ("committed", "foreign", "code", "says"),
+    [
+        (3, 1, ExitCode.STOPPED, "all shards of this run are done, but not 1 that another run has added"),
+        (2, 1, ExitCode.FAILED, "every shard was reported done, but only 2 of 4"),
+    ],
+)
+def test_verdict_beside_another_run(committed: int, foreign: int, code: ExitCode, says: str) -> None:
+    found, message = verdict(summary(committed, 0), False, 0.1, foreign=foreign)
+    assert found is code
+    assert says in message
+
+
 def test_bound_of_no_work() -> None:
     assert bound({}, {}, 10.0) == ("start-up", 0.0)
 
@@ -121,10 +152,17 @@ def test_plain_lines_are_few(time: Clock) -> None:
     lines: list[str] = []
     plain = Plain(lines.append)
     snapshot = monitor(time).snapshot(Schedule([], LimitsConfig()), 0)
-    for _ in range(100):
+    for number in range(100):
         plain.show(snapshot)
+        plain.count("accounts", number, 100)
     plain.note("an actor died")
     assert len(lines) == 2
+
+
+def test_plain_count() -> None:
+    lines: list[str] = []
+    Plain(lines.append).count("accounts of parts", 1000, 20_000)
+    assert lines == ["accounts of parts 1,000/20,000\n"]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(None, "--:--"), (0, "0:00"), (61.4, "1:01"), (3725, "1:02:05")])

@@ -103,6 +103,24 @@ def test_accounts_are_rebuilt_from_the_parts(tmp_path: Path, output: Output, tin
     assert "9 rows of 8 x 8 tokens (codes 0 to 63)" in card
 
 
+def test_accounts_that_are_given_up(tmp_path: Path, output: Output, corpus: Path, tiny_model: Path) -> None:
+    manifest = freeze(Storage(), [str(corpus)])
+    with production_line(tiny_model, output.url) as line:
+        for shard in manifest:
+            tokenize_shard(shard, line)
+    counted = []
+
+    def give_up(done: int, total: int) -> None:
+        counted.append((done, total))
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        output.summarise(manifest, {}, give_up)
+    assert counted == [(1, 4), (2, 4), (3, 4)]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tokens"], "nothing is written"
+
+
 def test_status_of_nothing(output: Output) -> None:
     with pytest.raises(UsageError, match="no run here"):
         output.state()

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from pipeline.commit import Outcome
-from pipeline.errors import FingerprintMismatch, ShardError, ShardFault
+from pipeline.errors import FingerprintMismatch, ShardError, ShardFault, StorageError
 from pipeline.images import ImageConfig, find_image, prepare
 from pipeline.model import VQModel
 from pipeline.shards.manifest import Shard, freeze
 from pipeline.storage import Storage
-from pipeline.tokenize_shard import tokenize_shard
+from pipeline.tokenize_shard import Attempt, tokenize_shard
 from pipeline.tokens.reader import read_footer
 from tests.support.corpora import sample, write_shard
 from tests.support.lines import production_line
@@ -33,6 +33,7 @@ def test_rows_are_the_samples_in_order(tmp_path: Path, corpus: Path, tiny_model:
     with production_line(tiny_model, str(tmp_path)) as line:
         report = tokenize_shard(shard, line)
     assert (report.counts.samples, report.counts.rows, report.counts.rejects) == (10, 10, 0)
+    assert report.filled == {"caption", "label", "meta"}
     rows = pq.read_table(part_of(tmp_path, shard)).to_pylist()
     model = VQModel.from_pretrained(tiny_model)
     for index, row in enumerate(rows):
@@ -95,6 +96,28 @@ def test_second_attempt_loses_and_changes_nothing(tmp_path: Path, corpus: Path, 
         tokenize_shard(shard, line)
 
 
+def test_each_request_of_a_commit_is_a_sign_of_life(tmp_path: Path, corpus: Path, tiny_model: Path) -> None:
+    attempt, moved = Attempt(), []
+
+    class Down(Storage):
+        def create(self, url: str, source: Path) -> None:
+            moved.append(attempt.moved)
+            raise StorageError(f"{url}: no answer to {source}")
+
+        def open_random(self, url: str):
+            moved.append(attempt.moved)
+            raise StorageError(f"{url}: no answer")
+
+    with production_line(tiny_model, str(tmp_path), storage=Down()) as line:
+        shard = shard_of(corpus / "00000.tar")
+        with pytest.raises(StorageError, match="no answer"):
+            tokenize_shard(shard, line, attempt)
+        written = attempt.moved
+    assert len(moved) == 2
+    assert moved[0] < moved[1] <= written
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
@@ -111,6 +134,13 @@ def test_bad_shard_leaves_nothing(tmp_path: Path, corpus: Path, tiny_model: Path
         tokenize_shard(shard_of(path), line)
     assert error.value.reason is fault
     assert not (tmp_path / "out").exists()
+
+
+def test_column_without_any_value(tmp_path: Path, tiny_model: Path) -> None:
+    samples = {f"k{i}": sample(0, i) | {"cls": b"dog"} for i in range(3)}
+    del samples["k0"]["txt"], samples["k1"]["txt"], samples["k2"]["txt"]
+    with production_line(tiny_model, str(tmp_path / "out")) as line:
+        assert tokenize_shard(shard_of(write_shard(tmp_path / "x.tar", samples)), line).filled == {"meta"}
 
 
 def test_shard_that_changed_since_it_was_frozen(tmp_path: Path, tiny_model: Path) -> None:

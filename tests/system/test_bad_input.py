@@ -102,10 +102,18 @@ def test_wrong_commands_say_what_to_do(arguments: list[str], says: str, tmp_path
     assert "Traceback" not in result.stderr
 
 
-def test_foreign_object_under_a_parts_name_stops_the_run(tmp_path: Path, tiny_model: Path, corpus: Path) -> None:
-    shard = corpus / "00000.tar"
-    taken = tmp_path / "tokens" / f"{shard_id(str(shard))}.parquet"
+@pytest.mark.parametrize("finished", [False, True])
+def test_foreign_object_under_a_parts_name_stops_the_run(
+    tmp_path: Path, tiny_model: Path, corpus: Path, finished: bool
+) -> None:
+    output = tmp_path / "out"
+    command = ["run", "--shards", corpus / "{00000..00001}.tar", "--model", tiny_model, "--output", output, *QUICK]
+    if finished:
+        assert tokenmill(*command).returncode == 0
+    taken = output / "tokens" / f"{shard_id(str(corpus / '00000.tar'))}.parquet"
     Storage().write(str(taken), b"something else")
-    result = tokenmill("verify", tmp_path)
-    assert result.returncode == 2
+    result = tokenmill(*command)
+    assert result.returncode == 2, result.stdout
+    assert f"{taken}: not a part of Tokenmill" in result.stderr
     assert taken.read_bytes() == b"something else"
+    assert not (output / "_SUCCESS").exists() or finished

@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,33 @@ def test_terminal_shows_progress_in_place(case: Case, tmp_path: Path) -> None:
     assert "\x1b[" in shown, "redrawn in place"
     assert "finished: 8 of 8 shards are committed" in shown
     assert parts(tmp_path) == case.parts
+
+
+def test_folder_whose_name_looks_like_markup(case: Case, tmp_path: Path) -> None:
+    output, missing = tmp_path / "[/x]:bug:", tmp_path / "[/y]:bug:"
+    shutil.copytree(case.output, output)
+    for command, code, path in [
+        (["status", output], 0, output),
+        (["verify", missing], 2, missing),
+        (case.arguments(output), 0, output),
+    ]:
+        result = tokenmill(*command)
+        assert result.returncode == code, result.stderr
+        assert str(path) in result.stdout + result.stderr
+
+
+def test_demo_in_an_odd_folder_and_again_at_another_size(tmp_path: Path) -> None:
+    folder = tmp_path / "[/x]:bug:"
+    first = tokenmill("demo", "--folder", folder, "--size", 16)
+    assert first.returncode == 0, first.stderr
+    assert f"picture:  {folder}/reconstructions.png" in first.stdout
+    before = parts(folder / "tokens")
+    second = tokenmill("demo", "--folder", folder, "--size", 24)
+    assert second.returncode == 2, second.stdout
+    assert f"give another --folder, or delete {folder}/tokens" in second.stderr
+    assert "--output" not in second.stderr
+    assert parts(folder / "tokens") == before
+    assert len(before) == 4
 
 
 def read_all(terminal: int) -> str:

@@ -1,5 +1,6 @@
 """The driver and a real Ray, with actors that follow a script: every way an actor or a shard can misbehave."""
 
+import itertools
 import json
 import os
 import signal
@@ -11,10 +12,14 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline import driver, fleet
+from pipeline import driver, fleet, output
 from pipeline.config import resolve
 from pipeline.errors import RunFailed, UsageError
 from pipeline.monitor import ExitCode, Result
+from pipeline.output import Output
+from pipeline.shards.manifest import freeze
+from pipeline.storage import Storage
+from pipeline.tokens.schema import PartFooter
 from tests.support.standin import RemoteStandIn
 
 pytestmark = pytest.mark.system
@@ -26,12 +31,16 @@ class Notes:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.counts: list[tuple[int, int]] = []
 
     def note(self, message: str) -> None:
         self.lines.append(message)
 
     def show(self, snapshot: object) -> None:
         pass
+
+    def count(self, what: str, done: int, total: int) -> None:
+        self.counts.append((done, total))
 
     def close(self) -> None:
         pass
@@ -71,10 +80,13 @@ def fired(folder: Path, name: str) -> int:
     return len(list(folder.glob(f"{name}.*.fired")))
 
 
-def test_script_without_faults(run: Run, tmp_path: Path) -> None:
-    result = run({})
+def test_script_without_faults(run: Run, tmp_path: Path, notes: Notes) -> None:
+    result = run({}, "columns.caption=text", "columns.label=null")
     assert result.exit_code is ExitCode.OK
     assert result.summary["rows"] == 800
+    assert [line for line in notes.lines if "is the extension right?" in line] == [
+        "columns.caption=text: no row of this run has a value in this column; is the extension right?"
+    ]
     assert [fired(tmp_path, name) for name in "abcdefgh"] == [1] * 8
 
 
@@ -178,3 +190,57 @@ def test_stop_at_once_and_drain_with_a_deadline(
     thread.join()
     assert result.exit_code is ExitCode.STOPPED
     assert time.monotonic() - stopped_at[0] < within
+
+
+def test_accounts_end_at_once_when_asked(
+    run: Run, tmp_path: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that hangs while the accounts are made, and one Ctrl-C; the same command makes them later."""
+    read, reads, heals, stopped_at = output.read_footer, itertools.count(1), threading.Event(), []
+
+    def hanging_read(storage: Storage, url: str) -> PartFooter:
+        if next(reads) == 4:
+            while len(notes.counts) < 3:
+                time.sleep(0.01)
+            stopped_at.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+        if stopped_at:
+            heals.wait(60)
+        return read(storage, url)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "read_footer", hanging_read)
+        patch.setattr(output, "FOOTER_THREADS", 1)
+        patch.setattr(driver, "SHOW_SECONDS", 0.0)
+        result = run({})
+        took = time.monotonic() - stopped_at[0]
+        heals.set()
+    assert (result.exit_code, result.summary) == (ExitCode.STOPPED, {})
+    assert "run the same command again" in result.message
+    assert took < 3
+    assert notes.counts == [(1, 8), (2, 8), (3, 8)]
+    assert not (tmp_path / "out" / "summary.json").exists()
+    again = run({})
+    assert (again.exit_code, again.summary["rows"]) == (ExitCode.OK, 800)
+
+
+def test_shards_that_another_run_adds_meanwhile(
+    run: Run, tmp_path: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, added = tmp_path / "other" / "i.tar", []
+    other.parent.mkdir()
+    other.write_bytes(bytes(1000))
+
+    def add(_: object) -> None:
+        if (tmp_path / "out" / "manifest.parquet").exists() and not added:
+            added.extend(Output(Storage(), str(tmp_path / "out")).extend_manifest(freeze(Storage(), [str(other)])))
+
+    monkeypatch.setattr(notes, "show", add)
+    monkeypatch.setattr(driver, "SHOW_SECONDS", 0.0)
+    result = run({"a": ["infra"]})
+    assert len(added) == 9
+    assert result.exit_code is ExitCode.STOPPED
+    assert "1 that another run has added meanwhile: 8 of 9 shards" in result.message
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    again = run({})
+    assert (again.exit_code, fired(tmp_path, "i")) == (ExitCode.OK, 1)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,26 +36,35 @@ def test_driver_killed_in_the_middle(case: Case, tmp_path: Path, after: int) -> 
 
 
 def test_actor_killed_in_the_middle(case: Case, tmp_path: Path) -> None:
-    process = start(*case.arguments(tmp_path))
-    wait_until(lambda: some_parts(tmp_path), process)
+    output, scratch = tmp_path / "out", tmp_path / "scratch"
+    process = start(*case.arguments(output, "--set", f"cluster.scratch={scratch}"))
+    wait_until(lambda: some_parts(output) and any(scratch.glob("*/*.parquet")), process)
     victims = actors_of(process)
     assert victims, "no actor found to kill"
     for victim in victims:
         victim.kill()
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output
-    assert "is replaced (it died" in output
-    assert parts(tmp_path) == case.parts
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    assert "is replaced (it died" in said
+    assert parts(output) == case.parts
+    assert list(scratch.iterdir()) == [], "the drafts of the dead are swept"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_drains_and_the_next_run_goes_on(case: Case, tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [(os.kill, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)],
+    ids=["SIGINT", "SIGTERM", "Ctrl-C in a terminal"],
+)
+def test_signal_drains_and_the_next_run_goes_on(
+    case: Case, tmp_path: Path, send: Callable[[int, int], None], number: signal.Signals
+) -> None:
     process = start(*case.arguments(tmp_path))
     wait_until(lambda: some_parts(tmp_path), process)
-    os.kill(process.pid, number)
+    send(process.pid, number)  # it leads a group of its own, as a command in a terminal does
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 4, output
     assert "run the same command again" in output
+    assert "is replaced" not in output, "the actors went on to drain"
     assert 1 <= len(parts(tmp_path)) < SHARDS
     assert tokenmill("status", tmp_path).returncode == 0
     assert tokenmill(*case.arguments(tmp_path)).returncode == 0

@@ -1,0 +1,59 @@
+"""One actor without Ray: what it does before its first shard."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import resolve
+from pipeline.errors import UsageError
+from pipeline.messages import ShardReport, Task
+from pipeline.scratch import PREFIX
+from pipeline.shards.manifest import freeze
+from pipeline.storage import Storage
+from pipeline.worker import Worker
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    return tmp_path / "scratch"
+
+
+@pytest.fixture
+def worker(tmp_path: Path, tiny_model: Path, scratch: Path) -> Worker:
+    """An actor with its model loaded."""
+    flags = {"model": str(tiny_model), "output": str(tmp_path / "out"), "image.size": 32}
+    worker = Worker(resolve(flags={**flags, "cluster.scratch": str(scratch)}, environment={}), 1, "cpu")
+    worker.load()
+    return worker
+
+
+def test_start_takes_away_what_a_dead_actor_left(worker: Worker, scratch: Path) -> None:
+    left = scratch / (PREFIX + "0" * 32)
+    left.mkdir(parents=True)
+    (left / "x.parquet").write_bytes(bytes(1000))
+    worker.start("f" * 64, 2)
+    assert list(scratch.iterdir()) == []
+
+
+def test_parts_are_drafted_on_the_scratch_disk(
+    worker: Worker, scratch: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafted = []
+
+    class Watching(Storage):
+        def create(self, url: str, source: Path) -> None:
+            drafted.append(source)
+            super().create(url, source)
+
+    monkeypatch.setattr(worker, "_storage", Watching())
+    worker.start("f" * 64, 2)
+    [shard] = freeze(Storage(), [str(corpus / "00000.tar")])
+    assert isinstance(worker.tokenize(Task(shard, 1)), ShardReport)
+    assert [path.parent.parent for path in drafted] == [scratch]
+    assert list(scratch.iterdir()) == []
+
+
+def test_scratch_that_cannot_be_written(worker: Worker, scratch: Path) -> None:
+    scratch.write_bytes(b"a file")
+    with pytest.raises(UsageError, match=r"cluster\.scratch must be a folder on a local disk .*/scratch on .*exists"):
+        worker.start("f" * 64, 2)
