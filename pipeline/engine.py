@@ -130,6 +130,13 @@ class Engine:
         """Indices [n, h, w] of n <= batch_size images."""
         return self.submit(images).result().indices()
 
+    def decode(self, indices: Indices) -> Images:
+        """Images uint8 [n, H, W, 3] of indices [n, h, w], for a look at them: in the engine's precision, a few at once.
+
+        The device takes them in turn with the batches; only the caller waits for them.
+        """
+        return self._lane.submit(self._run_decoder, indices).result().cpu().numpy()
+
     def warm_up(self) -> None:
         """Run every batch shape once: compilation and algorithm choice happen now."""
         for shape in self._shapes:
@@ -165,6 +172,12 @@ class Engine:
             host.copy_(indices, non_blocking=True)
         end.record(compute)
         return _OnCuda(host, start, end, count, self.meter)
+
+    def _run_decoder(self, indices: Indices) -> torch.Tensor:
+        grids = torch.from_numpy(indices).to(self.device)
+        few = min(self._fits, FIRST_BATCH[self.device.type])
+        with torch.inference_mode(), _arithmetic(self.device, self.precision):
+            return torch.cat([_to_uint8(self._model.decode_indices(some)) for some in torch.split(grids, few)])
 
     def _halving(self, batch: torch.Tensor) -> torch.Tensor:
         """Encode a batch; if the device's memory does not suffice, in halves from now on."""
@@ -253,6 +266,11 @@ def _padded(images: Images, size: int) -> Images:
     padded = np.zeros((size, *images.shape[1:]), np.uint8)
     padded[: len(images)] = images
     return padded
+
+
+def _to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Images [n, C, H, W] in [-1, 1] as uint8 [n, H, W, C]: the way back from `normalise`."""
+    return images.float().add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def _arithmetic(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

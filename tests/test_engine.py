@@ -48,6 +48,28 @@ def test_busy_time_is_measured(model: VQModel) -> None:
     assert meter.read().busy["encode"] > 0
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_tokens_are_decoded_as_by_the_plain_model(model: VQModel, count: int) -> None:
+    engine = Engine(model, image_size=32, batch_size=8)
+    grids = engine.encode(images(count))
+    with torch.inference_mode():
+        expected = model.decode_indices(torch.from_numpy(grids)).permute(0, 2, 3, 1).add(1).mul(127.5).numpy()
+    got = engine.decode(grids)
+    assert (got.shape, got.dtype) == ((count, 32, 32, 3), np.uint8)
+    assert np.abs(got - expected).max() <= 0.5 + 1e-2
+    assert got.std() > 1, "a flat picture would show nothing"
+
+
+def test_decoding_takes_turns_with_batches(model: VQModel) -> None:
+    engine, batch = Engine(model, image_size=32, batch_size=8), images(8)
+    grids = engine.encode(batch)
+    alone = engine.decode(grids)
+    ahead = [engine.submit(batch) for _ in range(3)]
+    assert np.array_equal(engine.decode(grids), alone)
+    assert all(future.done() for future in ahead), "the lane has one thread, and these came first"
+    assert all(np.array_equal(future.result().indices(), grids) for future in ahead)
+
+
 def test_sweep_keeps_the_given_batch_size(model: VQModel) -> None:
     engine = Engine(model, image_size=32)
     assert list(sweep(engine, images(3), 4)) == [4]
