@@ -2,15 +2,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+AZURITE := .venv/node/node_modules/.bin/azurite-blob
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST := $(BIN)/python -m pytest -q
+FUZZ := $(BIN)/python -m tests.security.fuzz
+FUZZ_SECONDS ?= 120
+LOCK := $(BIN)/uv pip compile pyproject.toml --extra gcs --extra azure --generate-hashes --python-version 3.11 \
+	--python-platform linux -c constraints.txt --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
-.PHONY: setup demo test lint unit system chaos-short chaos scale clean
+.PHONY: setup demo test lint unit system chaos-short chaos scale bench-streaming fuzz lock audit clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) torch
+	$(PIP) -e '.[dev]'
 	@touch $@
 
 demo: setup
@@ -24,20 +31,53 @@ lint: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(BIN)/python -m pytest -q -m "not system and not chaos"
+	$(PYTEST) -m "not system and not chaos"
 
-system: setup
-	$(BIN)/python -m pytest -q -m "system and not chaos"
+# What Python cannot bring: Azurite (an Azure store) from npm, a browser and `ip` from Debian.
+$(AZURITE): $(READY)
+	npm install --prefix .venv/node --silent --no-audit --no-fund --omit=dev --ignore-scripts azurite@3.35.0
+	@touch $@
 
-chaos-short: setup
-	$(BIN)/python -m pytest -q -m chaos
+.PHONY: packages
+packages:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && test -x /usr/sbin/ip -o -x /sbin/ip || \
+		(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver iproute2 >/dev/null)
 
-# Heavier than CI: kills by the hundred, full disks, poison; and the driver at 100,000 shards.
-chaos: setup
-	CHAOS=full $(BIN)/python -m pytest -q -m chaos
+system: setup packages $(AZURITE)
+	$(PYTEST) -n 2 --dist loadfile -m "system and not chaos"
+
+chaos-short: setup packages
+	$(PYTEST) -m chaos
+
+# Heavier than CI: kills by the hundred, full disks, poison, hosts that vanish; and the driver at 100,000 shards.
+chaos: setup packages $(AZURITE)
+	CHAOS=full $(PYTEST) -m chaos
+	CHAOS=full $(PYTEST) tests/system/test_store_faults.py
 
 scale: setup
-	SCALE_SHARDS=100000 $(BIN)/python -m pytest -q -s tests/scale
+	SCALE_SHARDS=100000 $(PYTEST) -s tests/scale
+
+bench-streaming: setup
+	$(BIN)/python -m tests.benchmarks.streaming
+
+# Coverage-guided fuzzing of the tar reader and the decode chain; what it finds lies in .fuzz/.
+fuzz: setup
+	$(PIP) -e '.[fuzz]'
+	mkdir -p .fuzz/tar .fuzz/image
+	for target in tar image; do \
+		$(FUZZ) $$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=4096 -max_len=8192 \
+			-artifact_prefix=.fuzz/ .fuzz/$$target tests/security/corpus/$$target || exit 1; \
+	done
+
+# The locks of the image and of CI, with hashes; `make audit` asks a public database of known holes.
+lock: setup
+	$(PIP) uv
+	$(LOCK) -o infra/requirements.lock
+	$(LOCK) --extra dev -o infra/requirements-dev.lock
+
+audit: setup
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --require-hashes -r infra/requirements.lock
 
 clean:
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz

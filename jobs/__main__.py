@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jobs import demo, fit, plan, run, status, verify
+from jobs import demo, fit, plan, report, run, status, verify
 from jobs.options import options_help
 from pipeline.errors import TokenmillError, UsageError
 
@@ -30,6 +30,7 @@ app.command("plan", epilog=options_help())(plan.main)
 app.command("run", epilog=options_help())(run.main)
 app.command("status")(status.main)
 app.command("verify")(verify.main)
+app.command("report")(report.main)
 app.command("fit")(fit.main)
 
 
@@ -53,7 +54,8 @@ def main() -> None:
 
 
 def _complain(error: TokenmillError) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="bold red", markup=False, highlight=False)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console.print(f"error: {error}", style="bold red")
 
 
 if __name__ == "__main__":

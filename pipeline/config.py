@@ -20,6 +20,7 @@ from pipeline.errors import UsageError
 from pipeline.fingerprint import fingerprint, identity
 from pipeline.images import ImageConfig, describe
 from pipeline.messages import Calibration, Identity
+from pipeline.qa.config import QaConfig
 from pipeline.schedule import LimitsConfig
 from pipeline.storage import Storage, StorageConfig
 from pipeline.tokens.schema import ColumnsConfig
@@ -92,6 +93,7 @@ class JobConfig(BaseModel):
     cluster: ClusterConfig = ClusterConfig()
     limits: LimitsConfig = LimitsConfig()
     storage: StorageConfig = StorageConfig()
+    qa: QaConfig = QaConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -221,6 +223,8 @@ def _with_absolute_paths(config: JobConfig) -> JobConfig:
     changes: dict[str, Any] = {}
     if config.output.url:
         changes["output"] = config.output.model_copy(update={"url": canonical(config.output.url)})
+    if config.qa.baseline:
+        changes["qa"] = config.qa.model_copy(update={"baseline": canonical(config.qa.baseline)})
     path = local_path(config.model.path) if config.model.path else None
     if path is not None and (path.exists() or config.model.path.startswith((".", "~"))):  # else it may be a hub id
         changes["model"] = config.model.model_copy(update={"path": str(path)})

@@ -6,24 +6,31 @@ The driver keeps no state that OUTPUT does not have: it may die anywhere, and th
 """
 
 import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.cluster import Placement, cluster
 from pipeline.commit import probe
 from pipeline.config import JobConfig, job_document
 from pipeline.encoding import Precision
-from pipeline.errors import RunFailed, UsageError
+from pipeline.errors import RunFailed, TokenmillError, UsageError
 from pipeline.fleet import Actor, Call, Fleet, Lost, Phase
 from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, Task
 from pipeline.monitor import ExitCode, Monitor, Result, verdict
 from pipeline.output import Output
 from pipeline.progress import Progress, Silent
+from pipeline.qa.gates import Finding
+from pipeline.qa.history import gates_of
+from pipeline.qa.report import make_report, publish_report
 from pipeline.resume import Todo, what_is_left
 from pipeline.schedule import Assignment, Failure, Kind, Schedule, State
 from pipeline.scratch import remove_abandoned
 from pipeline.shards.manifest import freeze
 from pipeline.signals import Stop, stop_on_signals
 from pipeline.storage import Storage
+from pipeline.urls import join
 
 POLL_SECONDS = 0.2
 SHOW_SECONDS = 0.5
@@ -69,6 +76,8 @@ def run(
     shards = freeze(storage, config.shards)
     if not config.output.allow_overwrite_commit:
         probe(storage, output.url)
+        if any(storage.in_parts(output.url, shard.size or 0) for shard in shards):
+            probe(storage, output.url, in_parts=True)
     todo = what_is_left(output, shards, retry_quarantined=retry_quarantined, retry_rejects=retry_rejects)
     with cluster(config) as placement, stop_on_signals() as stop:
         job = _Run(config, output, todo, placement, progress=progress, stop=stop)
@@ -105,6 +114,8 @@ class _Run:
         self._stillborn = 0
         self._spoilt = 0
         self._gate: str | None = None
+        committed = todo.shards.keys() - todo.given_up.keys() - {shard.id for shard in todo.pending}
+        self._gates = gates_of(output.storage, output.url, config.qa, list(committed), output.summary())
         self._show_again = 0.0
 
     def work(self) -> bool:
@@ -157,20 +168,35 @@ class _Run:
         try:
             with self._stop.interrupting():
                 manifest = self._output.manifest()
-                summary = self._output.summarise(manifest, quarantined, self._show_count)
+                findings = [asdict(finding) for finding in self._gates.findings]
+                summary = self._output.summarise(manifest, quarantined, self._show_count, findings)
+                self._leave_report()
         except KeyboardInterrupt:
             return ExitCode.STOPPED, UNCOUNTED, {}
         strangers = {shard.id for shard in manifest} - self._todo.shards.keys()
         waiting = len(strangers - self._output.parts().keys()) if strangers else 0
-        code, message = verdict(summary, stopped, self._config.limits.max_reject_fraction, self._gate, waiting)
+        gate = self._gate or next((finding.message for finding in self._gates.findings), None)
+        code, message = verdict(summary, stopped, self._config.limits.max_reject_fraction, gate, waiting)
         if code is ExitCode.OK:
             self._output.succeed()
         return code, message, summary
 
+    def _leave_report(self) -> None:
+        """The QA report: nothing depends on it, so that it may fail."""
+        if not self._config.qa.samples_per_shard:
+            return
+        storage, url = self._output.storage, self._output.url
+        try:
+            storage.write(join(url, "report", "events.json"), self._monitor.timeline.to_json())
+            report = make_report(storage, url, now=datetime.now(UTC), on_read=self._show_count)
+            publish_report(storage, report, join(url, "report", "index.html"))
+        except TokenmillError as error:
+            self._progress.note(f"no QA report was written: {error}; `tokenmill report` makes it again")
+
     def _show_count(self, done: int, total: int) -> None:
         if time.monotonic() >= self._show_again:
             self._show_again = time.monotonic() + SHOW_SECONDS
-            self._progress.count("accounts of parts", done, total)
+            self._progress.count("counting", done, total)
 
     # --- one turn of the loop ---
 
@@ -242,6 +268,8 @@ class _Run:
 
     def _supply(self, name: str, actor: Actor) -> None:
         while actor.running < self._config.cluster.shards_in_flight:
+            if self._gates.holds_back(self._schedule.count(State.RUNNING)):
+                break
             assignment = self._schedule.next(name, time.monotonic())
             if assignment is None:
                 break
@@ -273,6 +301,8 @@ class _Run:
             self._claim(answer)
         elif call.method == "start":
             self._stillborn = 0
+            if answer is not None:
+                self._judge(self._gates.golden(call.actor, answer, self._config.model.min_agreement))
         elif isinstance(answer, Pulse):
             self._monitor.reading(call.actor, answer.reading)
             for shard, attempt, moved in answer.moved:
@@ -314,6 +344,14 @@ class _Run:
         self._shards = {shard.id: shard for shard in merged}
         if self._todo.pending:
             self._output.reopen()
+        self._judge(self._gates.findings)
+
+    def _judge(self, findings: Iterable[Finding]) -> None:
+        """Say which gates failed; unless they only mark, the run stops."""
+        for finding in findings:
+            self._progress.note(finding.message)
+            if self._config.qa.on_fail == "stop" and not self._gate:
+                self._gate = finding.message
 
     def _tokenized(self, assignment: Assignment, answer: ShardReport | Failure) -> None:
         now = time.monotonic()
@@ -321,6 +359,8 @@ class _Run:
             losers = self._schedule.done(assignment.shard, assignment.attempt, now)
             if losers is not None:
                 self._monitor.committed(answer)
+                if answer.qa:
+                    self._judge(self._gates.shard(answer.qa))
             for loser in losers or ():
                 self.fleet.call(loser.actor, "cancel", loser.shard, loser.attempt)
             return

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pipeline.commit import Outcome
 from pipeline.encoding import Precision
 from pipeline.meter import Reading
+from pipeline.qa.evidence import QaReport
 from pipeline.shards.manifest import Shard
 from pipeline.tokens.schema import Counts, TokenSpec
 
@@ -101,8 +102,10 @@ class ShardReport:
         counts: its accounts.
         outcome: whether this attempt or another one published the part.
         filled: the optional columns (`caption`, `label`, `meta`) that have a value in some row.
+        qa: what a look at the part found; None if QA is off.
     """
 
     counts: Counts
     outcome: Outcome
     filled: frozenset[str] = frozenset()
+    qa: QaReport | None = None

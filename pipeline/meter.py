@@ -16,6 +16,7 @@ class Part(StrEnum):
     DECODE = "decode"  # bytes to pixels, in the decode pool
     ENCODE = "encode"  # pixels to indices, on the device
     WRITE = "write"  # rows to Parquet, checked
+    INSPECT = "inspect"  # QA: some rows decoded, all counted
     PUBLISH = "publish"  # the conditional create
 
 

@@ -11,6 +11,7 @@ from pipeline.messages import Calibration, ShardReport
 from pipeline.meter import Part, Reading, bound
 from pipeline.progress import Snapshot
 from pipeline.schedule import Schedule, State
+from pipeline.timeline import Point, Timeline
 from pipeline.tokens.schema import ColumnsConfig
 
 WINDOW_SECONDS = 15.0  # the rate shown is that of the last so many seconds
@@ -99,6 +100,7 @@ class Monitor:
 
     def __post_init__(self) -> None:
         self._moved = self.now()
+        self.timeline = Timeline(self._lanes(1))
 
     def begun(self) -> None:
         """A shard was assigned."""
@@ -144,6 +146,8 @@ class Monitor:
         self._history.append((self.now(), total.images, total.bytes_read))
         while self._history[-1][0] - self._history[0][0] > WINDOW_SECONDS:
             self._history.popleft()
+        passed = self.now() - self._first if self._first is not None else 0.0
+        self.timeline.add(Point(passed, total.images, actors, total.busy))
         rate, byte_rate = self._lately()
         left = max(0, self.bytes_to_do - total.bytes_read)
         return Snapshot(
@@ -155,7 +159,7 @@ class Monitor:
             rejects=total.rejects,
             rate=rate,
             eta=left / byte_rate if byte_rate else None,
-            bound=bound(total.busy, self._lanes(actors), self.now() - self._first if self._first else 0.0),
+            bound=bound(total.busy, self._lanes(actors), passed),
             actors=actors,
         )
 
@@ -171,7 +175,8 @@ class Monitor:
     def _lanes(self, actors: int) -> dict[str, int]:
         shards = actors * self.shards_in_flight
         decode = actors * self.decode_threads
-        return {Part.DECODE: decode, Part.ENCODE: actors, Part.FETCH: shards, Part.WRITE: shards, Part.PUBLISH: shards}
+        by_shard = (Part.FETCH, Part.WRITE, Part.INSPECT, Part.PUBLISH)
+        return {Part.DECODE: decode, Part.ENCODE: actors, **dict.fromkeys(by_shard, shards)}
 
     def _total(self) -> Reading:
         busy: Counter[str] = Counter()
@@ -206,12 +211,14 @@ def verdict(
     shards = summary["shards"]
     done = f"{shards['committed']:,} of {shards['total']:,} shards are committed"
     fraction = summary["rejects"] / summary["samples"] if summary["samples"] else 0.0
-    if gate or fraction > max_reject_fraction:
+    if fraction > max_reject_fraction:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["rejects_by_reason"].items())
-        what = gate or (
+        gate = gate or (
             f"{fraction:.1%} of the samples were rejected (limits.max_reject_fraction is {max_reject_fraction:.1%})"
         )
-        return ExitCode.INCOMPLETE, f"{what}: {reasons}; {done}"
+        gate = f"{gate}: {reasons}"
+    if gate:
+        return ExitCode.INCOMPLETE, f"{gate}; {done}"
     if stopped:
         return ExitCode.STOPPED, f"stopped: {done}; run the same command again to go on"
     if shards["quarantined"]:

@@ -8,7 +8,7 @@ manifest.parquet) or can be rebuilt from the parts' footers at any time (README.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Container, Generator, Iterable, Mapping
+from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict
@@ -144,7 +144,11 @@ class Output:
     # --- what is derived from them ---
 
     def summarise(
-        self, manifest: list[Shard], quarantined: Mapping[str, Mapping[str, str]], on_part: OnPart | None = None
+        self,
+        manifest: list[Shard],
+        quarantined: Mapping[str, Mapping[str, str]],
+        on_part: OnPart | None = None,
+        gates: Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, Any]:
         """The accounts of all committed parts; writes rejects.parquet, summary.json and README.md.
 
@@ -152,6 +156,7 @@ class Output:
             manifest: the frozen shards.
             quarantined: shard id -> {kind, reason, message} of the shards given up.
             on_part: called with (parts read, parts in all) after each; if it raises, nothing is written.
+            gates: QA gates that failed: {gate, where, value, limit, message}.
         """
         parts, job = self.parts(), self.job()
         done = [parts[shard.id] for shard in manifest if shard.id in parts]
@@ -165,6 +170,7 @@ class Output:
             "shards": {"total": len(manifest), "committed": accounts.pop("parts"), "quarantined": len(quarantined)},
             **accounts,
             "quarantined": [{"shard": urls[shard], **failure} for shard, failure in sorted(quarantined.items())],
+            "gates": list(gates),
         }
         self.storage.write(join(self.url, "summary.json"), json.dumps(summary, indent=2).encode())
         if job is not None:

@@ -24,7 +24,7 @@ class Stop:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Work that may end anywhere: inside, the next signal is raised as KeyboardInterrupt, and a second one was."""
+        """For work that may end anywhere: a signal inside raises KeyboardInterrupt; so does entering after two."""
         if self.now:
             raise KeyboardInterrupt
         self.interrupts = True

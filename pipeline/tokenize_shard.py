@@ -1,6 +1,6 @@
 """The heart: one shard from URL to published part.
 
-    stream -> strict tar walk -> decode pool -> fixed batches -> device -> rows in tar order -> Parquet -> commit
+    stream -> strict tar walk -> decode pool -> fixed batches -> device -> rows in tar order -> Parquet -> QA -> commit
 
 Everything is bounded: read-ahead by the storage, samples in decoding by `DECODE_BUDGET`, batches on the device by
 `BATCHES_IN_FLIGHT`, rows by the row group. Runs without Ray, on a CPU, in a test.
@@ -22,6 +22,10 @@ from pipeline.images import ImageConfig, Prepared, View
 from pipeline.messages import ShardReport
 from pipeline.meter import Meter, Part
 from pipeline.prefetch import ordered_map
+from pipeline.qa.config import QaConfig
+from pipeline.qa.evidence import QaReport, publish_evidence
+from pipeline.qa.inspect import inspect_shard
+from pipeline.qa.sampling import Sampler
 from pipeline.scratch import draft_folder
 from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import Sample, TarReader
@@ -50,6 +54,7 @@ class Line:
     fingerprint: str
     decode: Callable[[Mapping[str, bytes]], Prepared | Reject]
     scratch: Path | None = None
+    qa: QaConfig = field(default_factory=QaConfig)
 
 
 class Attempt:
@@ -108,34 +113,63 @@ def tokenize_shard(shard: Shard, line: Line, attempt: Attempt | None = None, *, 
     accounts, attempt = _Accounts(), attempt or Attempt()
     with draft_folder(line.scratch) as folder:
         path = folder / f"{shard.id}.parquet"
-        with PartWriter(path, line.engine.spec, line.columns, shard.url, line.output) as writer:
-            for rows, encoding in _encoded(_views(shard, line, accounts, attempt), line.engine):
-                tokens = encoding.result().indices()
-                attempt.step()
-                with line.meter.busy(Part.WRITE):
-                    writer.add(rows, tokens)
-                accounts.rows += len(rows)
-                line.meter.count(images=len(rows))
-            footer = PartFooter(
-                fingerprint=line.fingerprint,
-                shard={"id": shard.id, "url": shard.url, "size": shard.size, "etag": shard.etag},
-                spec=line.engine.spec,
-                counts=accounts.counts(),
-                rejects=accounts.rejects,
-                warnings=dict(accounts.warnings),
-            )
-            with line.meter.busy(Part.WRITE):
-                writer.finish(footer)
+        sampler = (
+            Sampler(line.qa.samples_per_shard, line.engine.spec.codebook_size) if line.qa.samples_per_shard else None
+        )
+        footer = _draft(path, shard, line, accounts, attempt, sampler)
+        attempt.step()
+        qa = _inspected(path, footer, line, sampler) if sampler else None
         attempt.step()  # the store may now use up the time that it has for one request
-        with line.meter.busy(Part.PUBLISH):
-            url = join(line.output.url, "tokens", f"{shard.id}.parquet")
-            if replace:
-                line.storage.put(url, path)
-                outcome = Outcome.DONE
-            else:
-                overwrite = line.output.allow_overwrite_commit
-                outcome = commit(line.storage, path, url, footer, overwrite=overwrite, on_doubt=attempt.step)
-    return ShardReport(footer.counts, outcome, frozenset(accounts.filled))
+        outcome = _published(path, footer, line, attempt, replace=replace)
+    return ShardReport(footer.counts, outcome, frozenset(accounts.filled), qa)
+
+
+def _draft(
+    path: Path, shard: Shard, line: Line, accounts: _Accounts, attempt: Attempt, sampler: Sampler | None
+) -> PartFooter:
+    """Write the whole part to local disk, and check it."""
+    with PartWriter(path, line.engine.spec, line.columns, shard.url, line.output) as writer:
+        for rows, images, encoding in _encoded(_views(shard, line, accounts, attempt), line.engine):
+            tokens = encoding.result().indices()
+            attempt.step()
+            with line.meter.busy(Part.WRITE):
+                writer.add(rows, tokens)
+            if sampler:
+                with line.meter.busy(Part.INSPECT):
+                    sampler.add(rows, images, tokens)
+            accounts.rows += len(rows)
+            line.meter.count(images=len(rows))
+        footer = PartFooter(
+            fingerprint=line.fingerprint,
+            shard={"id": shard.id, "url": shard.url, "size": shard.size, "etag": shard.etag},
+            spec=line.engine.spec,
+            counts=accounts.counts(),
+            rejects=accounts.rejects,
+            warnings=dict(accounts.warnings),
+        )
+        with line.meter.busy(Part.WRITE):
+            writer.finish(footer)
+    return footer
+
+
+def _inspected(path: Path, footer: PartFooter, line: Line, sampler: Sampler) -> QaReport:
+    """Look at the draft, and leave the evidence in OUTPUT: before the part, so that no part is without."""
+    with line.meter.busy(Part.INSPECT):
+        evidence = inspect_shard(path, footer, sampler, line.engine)
+    with line.meter.busy(Part.PUBLISH):
+        publish_evidence(line.storage, line.output.url, evidence, path.parent)
+    return evidence.report
+
+
+def _published(path: Path, footer: PartFooter, line: Line, attempt: Attempt, *, replace: bool) -> Outcome:
+    """Put the part under its name."""
+    url = join(line.output.url, "tokens", path.name)
+    with line.meter.busy(Part.PUBLISH):
+        if replace:
+            line.storage.put(url, path)
+            return Outcome.DONE
+        overwrite = line.output.allow_overwrite_commit
+        return commit(line.storage, path, url, footer, overwrite=overwrite, on_doubt=attempt.step)
 
 
 class _Watched:
@@ -199,11 +233,13 @@ def _weight(sample: Sample, image: ImageConfig) -> int:
     return sum(map(len, sample.members.values())) + 3 * image.size * image.size
 
 
-def _encoded(views: Iterator[tuple[Row, View]], engine: Engine) -> Iterator[tuple[list[Row], "Future[Encoding]"]]:
-    """Batches of rows with their encodings, in order; the device always has the next batch at hand."""
-    ahead: deque[tuple[list[Row], Future[Encoding]]] = deque()
+def _encoded(
+    views: Iterator[tuple[Row, View]], engine: Engine
+) -> Iterator[tuple[list[Row], Images, "Future[Encoding]"]]:
+    """Batches of rows with their images and encodings, in order; the device always has the next batch at hand."""
+    ahead: deque[tuple[list[Row], Images, Future[Encoding]]] = deque()
     for rows, images in _batches(views, engine):
-        ahead.append((rows, engine.submit(images)))
+        ahead.append((rows, images, engine.submit(images)))
         if len(ahead) > BATCHES_IN_FLIGHT:
             yield ahead.popleft()
     yield from ahead

@@ -27,6 +27,7 @@ from pipeline.isolation import IsolatedDecoder, prepare_sample
 from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, Task
 from pipeline.meter import Meter
 from pipeline.model import VQModel, weights_hash
+from pipeline.qa.golden import Golden, golden_agreement, golden_of
 from pipeline.schedule import Failure, Kind
 from pipeline.scratch import draft_folder, remove_abandoned
 from pipeline.shards.manifest import Shard
@@ -60,6 +61,7 @@ class Worker:
         self._decoders = ThreadPoolExecutor(cpus, thread_name_prefix="decode")
         self._engine: Engine | None = None
         self._line: Line | None = None
+        self._golden: list[Golden] = []
         self._attempts: dict[tuple[str, int], Attempt] = {}
 
     def load(self) -> Identity:
@@ -75,6 +77,8 @@ class Worker:
         digest = weights_hash(model)
         if config.sha256 and config.sha256 != digest:
             raise ModelError(f"{config.path}: the weights' hash must be {config.sha256}, got {digest}")
+        if self._job.qa.samples_per_shard and self._job.qa.min_golden_agreement is not None:
+            self._golden = golden_of(model, self._storage, config.path, config.subfolder, self._job.image.size)
         self._engine = Engine(
             model,
             device=self._device,
@@ -104,8 +108,8 @@ class Worker:
             versions={"torch": torch.__version__, "python": sys.version.split()[0]},
         )
 
-    def start(self, fingerprint: str, batch_size: int) -> None:
-        """Get ready for shards.
+    def start(self, fingerprint: str, batch_size: int) -> float | None:
+        """Get ready for shards; returns the device's agreement on the golden images, if that is asked for.
 
         Raises:
             UsageError: nothing can be written on this node's scratch disk.
@@ -127,7 +131,9 @@ class Worker:
             fingerprint=fingerprint,
             decode=partial(prepare_sample, image=job.image),
             scratch=job.cluster.scratch,
+            qa=job.qa,
         )
+        return golden_agreement(engine, self._golden) if self._golden else None
 
     def tokenize(self, task: Task) -> ShardReport | Failure:
         """One attempt at one shard."""

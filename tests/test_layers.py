@@ -19,6 +19,8 @@ FLOORS: dict[str, int] = {
     "pipeline.tokens.schema": 1,
     "pipeline.fingerprint": 1,
     "pipeline.card": 1,
+    "pipeline.scratch": 1,
+    "pipeline.timeline": 1,
     "pipeline.shards": 2,
     "pipeline.tokens": 2,
     "pipeline.commit": 2,
@@ -40,11 +42,12 @@ FLOORS: dict[str, int] = {
     "pipeline.monitor": 4,
     "pipeline.cluster": 5,
     "pipeline.fleet": 5,
+    "pipeline.fit_workers": 5,
     "pipeline.driver": 5,
     "pipeline": 5,
     "jobs": 6,
 }
-SPEAK_RAY = {"pipeline.cluster", "pipeline.fleet", "jobs.submit"}
+SPEAK_RAY = {"pipeline.cluster", "pipeline.fleet", "pipeline.fit_workers", "jobs.submit"}
 SPEAK_FSSPEC = {"pipeline.storage.remote"}
 FILES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/**/*.py")])
 

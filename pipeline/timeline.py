@@ -1,0 +1,52 @@
+"""How fast a run was over time: a log of its counters, thinned out as it grows, for the report."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+POINT_SECONDS = 5.0  # between the first points; doubles whenever there are too many
+MOST_POINTS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The counters at one moment: sums since the start, over all actors.
+
+    Attributes:
+        seconds: since the first shard was assigned.
+        images: rows made.
+        actors: at work now.
+        busy: seconds of work by stage, over its lanes.
+    """
+
+    seconds: float
+    images: int
+    actors: int
+    busy: Mapping[str, float]
+
+
+@dataclass(slots=True)
+class Timeline:
+    """The points of one run, oldest first.
+
+    Attributes:
+        lanes: threads or devices of one actor that work at a stage.
+    """
+
+    lanes: Mapping[str, int]
+    points: list[Point] = field(default_factory=list)
+    spacing: float = POINT_SECONDS
+
+    def add(self, point: Point) -> None:
+        """Keep a point if it is time for one."""
+        if point.seconds < (self.points[-1].seconds if self.points else 0.0) + self.spacing:
+            return
+        self.points.append(point)
+        if len(self.points) > MOST_POINTS:
+            self.spacing *= 2
+            self.points = self.points[1::2]
+
+    def to_json(self) -> bytes:
+        """As `pipeline.qa.report.throughput` reads it."""
+        points = [asdict(point) for point in self.points]
+        return json.dumps({"schema": 1, "lanes": self.lanes, "points": points, "price_per_actor_hour": None}).encode()
