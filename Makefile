@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST := $(BIN)/python -m pytest -q
 FUZZ := $(BIN)/python -m tests.security.fuzz
 FUZZ_SECONDS ?= 120
-LOCK := $(BIN)/uv pip compile pyproject.toml --extra gcs --extra azure --generate-hashes --python-version 3.11 \
+LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --extra gcs --extra azure --generate-hashes --python-version 3.11 \
 	--python-platform linux -c constraints.txt --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .PHONY: setup demo test lint unit system chaos-short chaos scale bench-streaming fuzz lock audit clean
