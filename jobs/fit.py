@@ -1,100 +1,124 @@
 """`tokenmill fit`: train a small VQ model on your own images."""
 
-import csv
-from collections.abc import Iterator
-from contextlib import suppress
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.options import Settings, Shards, out
+from jobs.options import Shards, out
 from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.fit import FitConfig, FitReport
+    from pipeline.progress import Progress
+    from pipeline.signals import Stop
+
+
+def _list_keys(wanted: bool) -> None:
+    """All keys of `--set` with defaults and units."""
+    if not wanted:
+        return
+    from pipeline.fit import FitConfig
+
+    for name, field in FitConfig.model_fields.items():
+        default = "the demo's geometry, as YAML" if name == "model" else field.default
+        out.print(f"{name} = {default}: {field.description}")
+    raise typer.Exit
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="Folder that receives the model (diffusers layout) and log.csv.")],
+    output: Annotated[Path, typer.Option(help="Folder that receives the model (diffusers layout), log and pictures.")],
     shards: Shards = None,
     images: Annotated[Path | None, typer.Option(help="A folder of image files, instead of shards.")] = None,
+    held_out: Annotated[
+        Path | None, typer.Option(help="A folder of images not to train on: PSNR and codes used on them are logged.")
+    ] = None,
     half: Annotated[bool, typer.Option(help="Store the weights as float16: half the size on disk.")] = True,
-    settings: Settings = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of --keys, e.g. steps=500.")
+    ] = None,
+    _keys: Annotated[bool, typer.Option("--keys", is_eager=True, callback=_list_keys, help="List the keys.")] = False,
 ) -> None:
-    """Train a VQ model (van den Oord et al. 2017) on shards or a folder of images. --set steps=..., seed=..., ..."""
-    import torch
+    """Train a VQ model (van den Oord et al. 2017) on shards or a folder of images. Run it again to go on."""
+    from pipeline.fit import FitTask, ImageSource, fit_folder
+    from pipeline.progress import for_stderr
+    from pipeline.signals import stop_on_signals
 
-    from pipeline.fit import FitConfig, FitReport, fit
-    from pipeline.model import VQModel
+    config = _config(settings or [])
+    task = FitTask(
+        folder=output.absolute(),
+        source=ImageSource(tuple(shards or ()), images.absolute() if images else None),
+        config=config,
+        held_out=ImageSource(folder=held_out.absolute()) if held_out else None,
+        half=half,
+    )
+    progress = for_stderr()
+    try:
+        with stop_on_signals() as stop:
+            if config.workers > 1:
+                from pipeline.fit_workers import fit_on_workers
 
-    config = _config(FitConfig, settings or [])
-    output.mkdir(parents=True, exist_ok=True)
-    with open(output / "log.csv", "w", newline="") as file:
-        log = csv.writer(file)
-        log.writerow(["step", "loss", "psnr", "usage", "perplexity"])
-
-        def report(now: FitReport, model: VQModel) -> None:
-            log.writerow([now.step, f"{now.loss:.5f}", f"{now.psnr:.3f}", f"{now.usage:.4f}", f"{now.perplexity:.1f}"])
-            file.flush()
-            out.print(
-                f"step {now.step:,}/{config.steps:,}  loss {now.loss:.4f}  PSNR {now.psnr:.2f} dB  "
-                f"codes used {now.usage:.1%}  perplexity {now.perplexity:.0f}"
-            )
-            if now.step % (5 * config.report_interval) == 0 or now.step == config.steps:
-                model.save_pretrained(output, torch.float16 if half else torch.float32)
-
-        fit(_images(shards, images), config, report)
-    out.print(f"model in {output}")
+                finished = fit_on_workers(task, _Screen(config, progress, stop))
+            else:
+                finished = fit_folder(task, _Screen(config, progress, stop))
+    finally:
+        progress.close()
+    if not finished:
+        out.print("stopped; run the same command again to go on")
+        raise typer.Exit(4)
+    out.print(f"model in {output}, after {config.steps:,} steps")
 
 
-def _config(kind: Any, settings: list[str]) -> Any:
+class _Screen:
+    """Shows a training on the terminal."""
+
+    def __init__(self, config: "FitConfig", progress: "Progress", stop: "Stop") -> None:
+        self._config, self._progress, self._stop = config, progress, stop
+        self._first, self._start = 0, time.monotonic()
+        self._figures = ""
+
+    def began(self, step: int) -> None:
+        self._first, self._start = step, time.monotonic()
+        if step:
+            self._progress.note(f"going on after step {step:,}")
+
+    def stepped(self, step: int) -> None:
+        from pipeline.progress import clock
+
+        done, steps = step - self._first, self._config.steps
+        left = (time.monotonic() - self._start) / done * (steps - step) if done else None
+        self._progress.count(f"{self._figures}ETA {clock(left)} | step", step, steps)
+
+    def reported(self, report: "FitReport") -> None:
+        self._figures = f"loss {report.loss:.4f} | PSNR {report.psnr:.2f} dB | "
+        held_out = ""
+        if report.held_out_psnr is not None and report.held_out_usage is not None:
+            held_out = f"  held out: PSNR {report.held_out_psnr:.2f} dB, codes used {report.held_out_usage:.1%}"
+        self._progress.note(
+            f"step {report.step:,}/{self._config.steps:,}  loss {report.loss:.4f}  PSNR {report.psnr:.2f} dB  "
+            f"codes used {report.usage:.1%}  perplexity {report.perplexity:.0f}{held_out}"
+        )
+
+    def stopping(self) -> bool:
+        return self._stop.requested
+
+
+def _config(settings: list[str]) -> "FitConfig":
     """The training configuration with `KEY=VALUE` settings."""
     import yaml
     from pydantic import ValidationError
 
+    from pipeline.fit import FitConfig
+
     values = {}
     for setting in settings:
         key, separator, text = setting.partition("=")
-        if not separator or key not in kind.model_fields:
-            raise UsageError(f"--set must be one of {', '.join(kind.model_fields)} as KEY=VALUE, got {setting!r}")
+        if not separator or key not in FitConfig.model_fields:
+            raise UsageError(f"--set must be one of {', '.join(FitConfig.model_fields)} as KEY=VALUE, got {setting!r}")
         values[key] = yaml.safe_load(text)
     try:
-        return kind(**values)
+        return FitConfig(**values)
     except ValidationError as error:
-        raise UsageError("; ".join(problem["msg"] for problem in error.errors())) from error
-
-
-def _images(shards: list[str] | None, folder: Path | None) -> Iterator[Any]:
-    """RGB images, uint8 [H, W, 3], of shards or of a folder; what cannot be decoded is left out."""
-    import numpy as np
-
-    from pipeline.images import ImageConfig
-    from pipeline.images.decode import decode
-    from pipeline.images.reasons import BadImage
-
-    if (shards is None) == (folder is None):
-        raise UsageError("fit needs either --shards or --images")
-    for data in _files_of_folder(folder) if folder is not None else _files_of_shards(shards or []):
-        with suppress(BadImage):
-            yield np.asarray(decode(data, ImageConfig()))
-
-
-def _files_of_folder(folder: Path) -> Iterator[bytes]:
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder")
-    return (path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file())
-
-
-def _files_of_shards(specs: list[str]) -> Iterator[bytes]:
-    from pipeline.errors import Reject
-    from pipeline.images import find_image
-    from pipeline.shards.manifest import freeze
-    from pipeline.shards.tar import TarReader
-    from pipeline.storage import Storage
-
-    storage = Storage()
-    for shard in freeze(storage, specs):
-        blob = shard.blob()
-        with storage.stream(blob) as stream:
-            for sample in TarReader(stream, url=shard.url, size=blob.size):
-                found = find_image(sample.members)
-                if not isinstance(found, Reject):
-                    yield found
+        problems = [": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors()]
+        raise UsageError("; ".join(problems)) from error

@@ -1,65 +1,28 @@
 """Training: it learns, it keeps its codes in use, and it can be repeated."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from pipeline.errors import UsageError
-from pipeline.fit import CropSource, FitConfig, FitReport, OnlineCodebook, fit, learning_rate
-from pipeline.model import VQModel, VQModelConfig, weights_hash
-
-TINY = VQModelConfig(
-    block_out_channels=(8, 16),
-    down_block_types=("DownEncoderBlock2D",) * 2,
-    up_block_types=("UpDecoderBlock2D",) * 2,
-    norm_num_groups=2,
-    latent_channels=4,
-    num_vq_embeddings=32,
-    mid_block_add_attention=False,
-)
+from pipeline.fit import CropSource, FitConfig, FitReport, OnlineCodebook, Training, fit, learning_rate
+from pipeline.model import VQModel, weights_hash
+from tests.fit.cases import QUICK, TINY, photographs, tiny_config
 
 
-def tiny_config(**changes: Any) -> FitConfig:
-    defaults = {"model": TINY, "steps": 60, "batch_size": 8, "crop": 16, "final_crop": 32, "report_interval": 10}
-    schedule = {"learning_rate": 6e-3, "warmup_steps": 5, "continuous_steps": 20, "restart_interval": 5}
-    return FitConfig(**{**defaults, **schedule, "min_short_side": 32, "max_short_side": 48, **changes})
-
-
-def photographs(count: int = 4) -> list[npt.NDArray[np.uint8]]:
-    """Pictures [64, 80, 3] of soft blobs of colour."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[0:64, 0:80]
-    pictures = []
-    for _ in range(count):
-        picture = np.full((64, 80, 3), rng.uniform(40, 200, 3))
-        for _ in range(12):
-            distance = np.hypot(y - rng.uniform(0, 64), x - rng.uniform(0, 80))
-            picture += np.exp(-((distance / rng.uniform(4, 16)) ** 2))[..., None] * rng.uniform(-120, 120, 3)
-        pictures.append(picture.clip(0, 255).astype(np.uint8))
-    return pictures
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only cost time on models of this size."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def reported(config: FitConfig) -> tuple[VQModel, list[FitReport]]:
+    reports: list[FitReport] = []
+    return fit(photographs(), config, lambda report, _: reports.append(report)), reports
 
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[VQModel, list[FitReport]]:
-    reports: list[FitReport] = []
-    with torch.random.fork_rng():
-        model = fit(photographs(), tiny_config(), lambda report, _: reports.append(report))
-    return model, reports
+    return reported(tiny_config())
 
 
 def test_error_falls_and_codes_stay_in_use(trained: tuple[VQModel, list[FitReport]]) -> None:
@@ -130,6 +93,74 @@ def test_dead_codes_restart_where_the_error_is() -> None:
     assert all((outliers[32:] == code).all(dim=1).any() for code in codes[1:])
 
 
+def test_codebook_loss_pulls_codes_to_their_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+    update = OnlineCodebook.update
+
+    def spy(self: OnlineCodebook, vectors: Tensor, indices: Tensor) -> Tensor:
+        seen.append((vectors, indices))
+        return update(self, vectors, indices)
+
+    monkeypatch.setattr(OnlineCodebook, "update", spy)
+    config = tiny_config(steps=9, continuous_steps=8, codebook="gradient", gradient_clip=1e9, learning_rate=1e-12)
+    training = Training(photographs(), config)
+    for _ in range(9):
+        training.advance()
+    ((vectors, indices),) = seen
+    codes = training.model.quantize.embedding.weight  # hardly moved since: the rate is tiny
+    expected = torch.zeros_like(codes).index_add_(0, indices, codes.detach()[indices] - vectors) * 2 / vectors.numel()
+    assert codes.grad is not None
+    assert torch.allclose(codes.grad, expected, atol=1e-7)
+    assert expected.abs().max() > 1e-4
+
+
+def test_codebook_by_gradient_learns() -> None:
+    _, reports = reported(tiny_config(codebook="gradient"))
+    assert reports[-1].psnr > reports[0].psnr + 2
+    assert reports[-1].usage > 0.8
+
+
+def test_restarted_codes_have_no_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
+    picked, restarts = torch.tensor([3, 5]), []
+    monkeypatch.setattr(OnlineCodebook, "restart_dead", lambda *_: restarts.append(1) or picked)
+    config = tiny_config(steps=30, continuous_steps=2, codebook="gradient", restart_interval=10)
+    training = Training(photographs(), config)
+    for _ in range(21):  # the last one is step 20, which restarts
+        training.advance()
+    codes = training.model.quantize.embedding.weight
+    moment = training.state().tensors["optimizer.quantize.embedding.weight.exp_avg"]
+    fresh = 0.1 * codes.grad  # AdamW's first moment after one step
+    alike = torch.isclose(moment, fresh, rtol=1e-3, atol=1e-9).all(dim=1)
+    assert len(restarts) == 2
+    assert alike.nonzero()[:, 0].tolist() == [3, 5]
+
+
+def test_bf16_is_near_float32_and_keeps_float32_weights() -> None:
+    full, full_reports = reported(tiny_config(**QUICK))
+    model, reports = reported(tiny_config(**QUICK, precision="bf16"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert weights_hash(model) != weights_hash(full)
+    assert reports[-1].psnr == pytest.approx(full_reports[-1].psnr, abs=0.7)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "found"),
+    [("auto", False, "cpu"), ("auto", True, "cuda"), ("cpu", True, "cpu"), ("cuda:1", True, "cuda:1")],
+)
+def test_device(wanted: str, there: bool, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert str(tiny_config(device=wanted).torch_device()) == found
+
+
+@pytest.mark.parametrize(
+    ("device", "says"), [("cuda", "torch finds no CUDA device"), ("gpu", "must be auto or a torch device, got 'gpu'")]
+)
+def test_device_that_is_not_there(device: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=says):
+        fit(photographs(1), tiny_config(device=device))
+
+
 def test_learning_rate_schedule() -> None:
     config = tiny_config(steps=100, warmup_steps=10, learning_rate=1.0)
     rates = [learning_rate(step, config) for step in range(100)]
@@ -147,6 +178,9 @@ def test_learning_rate_schedule() -> None:
         ({"max_short_side": 16}, r"max_short_side must be at least min_short_side \(32\), got 16"),
         ({"continuous_steps": 60}, r"continuous_steps must be below steps \(60\), got 60"),
         ({"learning_rat": 1}, "learning_rat"),
+        ({"workers": 4}, r"workers must divide the 2 crops of a step with crops of 32 pixels .* got 4"),
+        ({"held_out_side": 33}, r"held_out_side must be a multiple of .* \(2\), got 33"),
+        ({"crop": 8, "perceptual_file": "x"}, "crop must be at least 16 with a perceptual_file, got 8"),
     ],
 )
 def test_invalid_configuration(changes: dict[str, Any], message: str) -> None:
