@@ -86,7 +86,12 @@ def test_names_stay_keys_and_nothing_else_is_written(here: Path, tmp_path: Path,
     after = tree(tmp_path)
     assert report.counts.tokenized == len(names(tmp_path))
     part = next((tmp_path / "out" / "tokens").iterdir())
-    assert after.keys() - before.keys() == {f"{tmp_path}/out", f"{tmp_path}/out/tokens", str(part)}
+    new = {
+        str(part),
+        f"{tmp_path}/out/qa/{part.name}",
+        *(f"{tmp_path}/{name}" for name in ("out", "out/tokens", "out/qa")),
+    }
+    assert after.keys() - before.keys() == new
     assert before.items() <= after.items()
     keys = pq.read_table(part)["key"].to_pylist()
     assert {"good", "../../climbed", f"{tmp_path}/absolute", "link/through"} <= set(keys)
