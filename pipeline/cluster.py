@@ -1,6 +1,6 @@
 """The Ray cluster of a run: joined or started here, and how many actors it gets.
 
-With `fleet` the only rooms that speak Ray.
+Only `fleet`, `fit_workers` and this room speak Ray.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""The actors of a run: started, asked, listened to, ended. With `cluster` the only room that makes Ray calls."""
+"""The actors of a run: started, asked, listened to, ended. It speaks Ray, as `cluster` and `fit_workers` do."""
 
 import itertools
 import time
