@@ -31,7 +31,7 @@ lint: setup
 	$(BIN)/mypy
 
 unit: setup
-	$(PYTEST) -m "not system and not chaos"
+	$(PYTEST) -n 2 -m "not system and not chaos"
 
 # What Python cannot bring: Azurite (an Azure store) from npm, a browser and `ip` from Debian.
 $(AZURITE): $(READY)
