@@ -7,6 +7,7 @@ The driver keeps no state that OUTPUT does not have: it may die anywhere, and th
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -170,7 +171,6 @@ class _Run:
                 manifest = self._output.manifest()
                 findings = [asdict(finding) for finding in self._gates.findings]
                 summary = self._output.summarise(manifest, quarantined, self._show_count, findings)
-                self._leave_report()
         except KeyboardInterrupt:
             return ExitCode.STOPPED, UNCOUNTED, {}
         strangers = {shard.id for shard in manifest} - self._todo.shards.keys()
@@ -179,6 +179,8 @@ class _Run:
         code, message = verdict(summary, stopped, self._config.limits.max_reject_fraction, gate, waiting)
         if code is ExitCode.OK:
             self._output.succeed()
+        with suppress(KeyboardInterrupt), self._stop.interrupting():  # `tokenmill report` makes it again
+            self._leave_report()
         return code, message, summary
 
     def _leave_report(self) -> None:

@@ -52,7 +52,9 @@ def test_healthy_corpus(tmp_path: Path) -> None:
     assert last_json(result)["gates"] == []
     evidence = {path.stem for path in (tmp_path / "out" / "qa").iterdir()}
     assert evidence == {name.removesuffix(".parquet") for name in parts(tmp_path / "out")}
-    assert "<svg" in (tmp_path / "out" / "report" / "index.html").read_text()
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "Complete" in page
+    assert "<svg" in page
 
 
 @pytest.mark.parametrize(
