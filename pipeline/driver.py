@@ -7,43 +7,34 @@ The driver keeps no state that OUTPUT does not have: it may die anywhere, and th
 
 import time
 from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.cluster import Placement, cluster
 from pipeline.commit import probe
 from pipeline.config import JobConfig, job_document
 from pipeline.encoding import Precision
-from pipeline.errors import RunFailed, TokenmillError, UsageError
+from pipeline.ending import Ending
+from pipeline.errors import RunFailed, UsageError
 from pipeline.fleet import Actor, Call, Fleet, Lost, Phase
 from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, Task
-from pipeline.monitor import ExitCode, Monitor, Result, verdict
+from pipeline.monitor import ExitCode, Monitor, Result
 from pipeline.output import Output
-from pipeline.progress import Progress, Silent
-from pipeline.qa.gates import Finding
+from pipeline.progress import SHOW_SECONDS, Progress, Silent
+from pipeline.qa.gates import Finding, Gates
 from pipeline.qa.history import gates_of
-from pipeline.qa.report import make_report, publish_report
 from pipeline.resume import Todo, what_is_left
 from pipeline.schedule import Assignment, Failure, Kind, Schedule, State
 from pipeline.scratch import remove_abandoned
 from pipeline.shards.manifest import freeze
 from pipeline.signals import Stop, stop_on_signals
 from pipeline.storage import Storage
-from pipeline.urls import join
 
 POLL_SECONDS = 0.2
-SHOW_SECONDS = 0.5
 RELEASE_SECONDS = 10.0  # an idle actor waits so long for a shard to come back, or for a slow one to repeat
 SAFE_BATCH = 8  # where nothing could be measured
 MAX_STILLBORN = 3  # actors in a row that end before they are ready: something is wrong with all of them
 MAX_SPOILT = 3  # calibrations that took their actor with them: go on without
 CALIBRATION_SHARDS = 3  # the first readable one of so many serves
-UNCOUNTED = (
-    "stopped while the accounts were made: every finished part is whole, only summary.json and rejects.parquet are not "
-    "written; run the same command again to go on"
-)
 
 
 def run(
@@ -80,12 +71,14 @@ def run(
         if any(storage.in_parts(output.url, shard.size or 0) for shard in shards):
             probe(storage, output.url, in_parts=True)
     todo = what_is_left(output, shards, retry_quarantined=retry_quarantined, retry_rejects=retry_rejects)
+    gates = gates_of(storage, output.url, config.qa, todo.committed, output.summary())
     with cluster(config) as placement, stop_on_signals() as stop:
-        job = _Run(config, output, todo, placement, progress=progress, stop=stop)
+        job = _Run(config, output, todo, placement, gates, progress=progress, stop=stop)
         try:
             stopped = job.work()
             job.fleet.dismiss_all()  # the accounts of many parts take a while, and need no GPU
-            return job.result(stopped, began)
+            ending = Ending(output, todo, gates, config.limits.max_reject_fraction, stop, progress)
+            return job.result(ending, stopped, began)
         finally:
             job.fleet.dismiss_all()
 
@@ -94,7 +87,15 @@ class _Run:
     """One run's event loop."""
 
     def __init__(
-        self, config: JobConfig, output: Output, todo: Todo, placement: Placement, *, progress: Progress, stop: Stop
+        self,
+        config: JobConfig,
+        output: Output,
+        todo: Todo,
+        placement: Placement,
+        gates: Gates,
+        *,
+        progress: Progress,
+        stop: Stop,
     ) -> None:
         self._config, self._output, self._todo = config, output, todo
         self._progress, self._stop = progress, stop
@@ -102,7 +103,7 @@ class _Run:
         self._schedule = Schedule(((shard.id, shard.size or 0) for shard in todo.pending), config.limits)
         self._monitor = Monitor(
             shards_total=len(todo.shards),
-            shards_before=len(todo.shards) - len(todo.pending) - len(todo.given_up),
+            shards_before=len(todo.committed),
             bytes_to_do=sum(shard.size or 0 for shard in todo.pending),
             decode_threads=placement.cpus,
             shards_in_flight=config.cluster.shards_in_flight,
@@ -115,8 +116,7 @@ class _Run:
         self._stillborn = 0
         self._spoilt = 0
         self._gate: str | None = None
-        committed = todo.shards.keys() - todo.given_up.keys() - {shard.id for shard in todo.pending}
-        self._gates = gates_of(output.storage, output.url, config.qa, list(committed), output.summary())
+        self._gates = gates
         self._show_again = 0.0
 
     def work(self) -> bool:
@@ -145,60 +145,24 @@ class _Run:
                 self._progress.show(self._monitor.snapshot(self._schedule, self.fleet.at_work()))
         return False
 
-    def result(self, stopped: bool, began: float) -> Result:
-        """Write the accounts and say how the run ended.
+    def result(self, ending: Ending, stopped: bool, began: float) -> Result:
+        """Say how the run ended.
 
         Args:
-            stopped: it was, before the end.
+            ending: writes the accounts.
+            stopped: the run was, before the end.
             began: when; of `time.monotonic` (seconds).
         """
         for column in self._monitor.empty_columns(self._config.columns):
             self._progress.note(f"{column}: no row of this run has a value in this column; is the extension right?")
-        code, message, summary = self._account(stopped)
         rates = self._monitor.rates(self.fleet.most_at_work)
-        return Result(code, message, summary, rates, time.monotonic() - began)
-
-    def _account(self, stopped: bool) -> tuple[ExitCode, str, dict[str, Any]]:
         if self._job is None:
-            message = "stopped before the first shard; run the same command again"
-            return ExitCode.STOPPED, message, self._output.summary() or {}
-        quarantined = self._todo.given_up | {
-            shard: {"kind": failure.kind.value, "reason": failure.reason, "message": failure.message}
-            for shard, failure in self._schedule.quarantined().items()
-        }
-        try:
-            with self._stop.interrupting():
-                manifest = self._output.manifest()
-                findings = [asdict(finding) for finding in self._gates.findings]
-                summary = self._output.summarise(manifest, quarantined, self._show_count, findings)
-        except KeyboardInterrupt:
-            return ExitCode.STOPPED, UNCOUNTED, {}
-        strangers = {shard.id for shard in manifest} - self._todo.shards.keys()
-        waiting = len(strangers - self._output.parts().keys()) if strangers else 0
-        gate = self._gate or next((finding.message for finding in self._gates.findings), None)
-        code, message = verdict(summary, stopped, self._config.limits.max_reject_fraction, gate, waiting)
-        if code is ExitCode.OK:
-            self._output.succeed()
-        with suppress(KeyboardInterrupt), self._stop.interrupting():  # `tokenmill report` makes it again
-            self._leave_report()
-        return code, message, summary
-
-    def _leave_report(self) -> None:
-        """The QA report: nothing depends on it, so that it may fail."""
-        if not self._config.qa.samples_per_shard:
-            return
-        storage, url = self._output.storage, self._output.url
-        try:
-            storage.write(join(url, "report", "events.json"), self._monitor.timeline.to_json())
-            report = make_report(storage, url, now=datetime.now(UTC), on_read=self._show_count)
-            publish_report(storage, report, join(url, "report", "index.html"))
-        except TokenmillError as error:
-            self._progress.note(f"no QA report was written: {error}; `tokenmill report` makes it again")
-
-    def _show_count(self, done: int, total: int) -> None:
-        if time.monotonic() >= self._show_again:
-            self._show_again = time.monotonic() + SHOW_SECONDS
-            self._progress.count("counting", done, total)
+            code, message = ExitCode.STOPPED, "stopped before the first shard; run the same command again"
+            return Result(code, message, self._output.summary() or {}, rates, time.monotonic() - began)
+        code, message, summary = ending.account(self._schedule.quarantined(), stopped=stopped, gate=self._gate)
+        if self._config.qa.samples_per_shard:
+            ending.report(self._monitor.timeline)
+        return Result(code, message, summary, rates, time.monotonic() - began)
 
     # --- one turn of the loop ---
 

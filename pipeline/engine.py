@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ FLAT = 1.05  # a doubled batch that gains less than 5 percent is not worth its m
 
 Images = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
+T = TypeVar("T")
 
 
 class Encoding(Protocol):
@@ -136,6 +137,10 @@ class Engine:
         The device takes them in turn with the batches; only the caller waits for them.
         """
         return self._lane.submit(self._run_decoder, indices).result().cpu().numpy()
+
+    def lend(self, work: Callable[[], T]) -> T:
+        """Have other work done on the device, in turn with the batches; only the caller waits for it."""
+        return self._lane.submit(work).result()
 
     def warm_up(self) -> None:
         """Run every batch shape once: compilation and algorithm choice happen now."""

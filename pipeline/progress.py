@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+SHOW_SECONDS = 0.5  # between two looks at the run
 PLAIN_SECONDS = 5.0  # a log file gets a line so often
 
 

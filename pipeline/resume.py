@@ -26,6 +26,11 @@ class Todo:
     refrozen: set[str]
     withdrawn: list[str]
 
+    @property
+    def committed(self) -> list[str]:
+        """The ids of the shards whose parts are there and stay."""
+        return sorted(self.shards.keys() - self.given_up.keys() - {shard.id for shard in self.pending})
+
 
 def what_is_left(output: Output, given: list[Shard], *, retry_quarantined: bool, retry_rejects: bool) -> Todo:
     """Compare the manifest and the shards given now with the parts that are there.

@@ -25,6 +25,7 @@ from pipeline.prefetch import ordered_map
 from pipeline.qa.config import QaConfig
 from pipeline.qa.evidence import QaReport, publish_evidence
 from pipeline.qa.inspect import inspect_shard
+from pipeline.qa.networks import Networks
 from pipeline.qa.sampling import Sampler
 from pipeline.scratch import draft_folder
 from pipeline.shards.manifest import Shard
@@ -55,6 +56,7 @@ class Line:
     decode: Callable[[Mapping[str, bytes]], Prepared | Reject]
     scratch: Path | None = None
     qa: QaConfig = field(default_factory=QaConfig)
+    networks: Networks = field(default_factory=Networks)
 
 
 class Attempt:
@@ -155,7 +157,7 @@ def _draft(
 def _inspected(path: Path, footer: PartFooter, line: Line, sampler: Sampler) -> QaReport:
     """Look at the draft, and leave the evidence in OUTPUT: before the part, so that no part is without."""
     with line.meter.busy(Part.INSPECT):
-        evidence = inspect_shard(path, footer, sampler, line.engine)
+        evidence = inspect_shard(path, footer, sampler, line.engine, line.networks)
     with line.meter.busy(Part.PUBLISH):
         publish_evidence(line.storage, line.output.url, evidence, path.parent)
     return evidence.report

@@ -28,6 +28,7 @@ from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, 
 from pipeline.meter import Meter
 from pipeline.model import VQModel, weights_hash
 from pipeline.qa.golden import Golden, golden_agreement, golden_of
+from pipeline.qa.networks import Networks, load_networks
 from pipeline.schedule import Failure, Kind
 from pipeline.scratch import draft_folder, remove_abandoned
 from pipeline.shards.manifest import Shard
@@ -62,13 +63,15 @@ class Worker:
         self._engine: Engine | None = None
         self._line: Line | None = None
         self._golden: list[Golden] = []
+        self._networks = Networks()
         self._attempts: dict[tuple[str, int], Attempt] = {}
 
     def load(self) -> Identity:
-        """Put the model onto the device.
+        """Put the model onto the device, and the networks that QA compares images with.
 
         Raises:
             ModelError: the model cannot be read, or is not the one that was asked for.
+            UsageError: likewise a weight file of QA.
         """
         sys.setswitchinterval(SWITCH_SECONDS)
         configure_pillow()
@@ -89,6 +92,8 @@ class Worker:
             threads=self._cpus,
             compiled=config.compile,
         )
+        if self._job.qa.samples_per_shard:
+            self._networks = load_networks(self._job.qa, self._engine.device, self._job.image.size)
         return Identity(digest, model.config.model_dump(), self._engine.spec, config.resolved_precision)
 
     def measure(self, shards: list[Shard], batch_size: int | None) -> Calibration | None:
@@ -132,6 +137,7 @@ class Worker:
             decode=partial(prepare_sample, image=job.image),
             scratch=job.cluster.scratch,
             qa=job.qa,
+            networks=self._networks,
         )
         return golden_agreement(engine, self._golden) if self._golden else None
 

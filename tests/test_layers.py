@@ -40,6 +40,7 @@ FLOORS: dict[str, int] = {
     "pipeline.plan": 4,
     "pipeline.progress": 4,
     "pipeline.monitor": 4,
+    "pipeline.ending": 4,
     "pipeline.cluster": 5,
     "pipeline.fleet": 5,
     "pipeline.fit_workers": 5,

@@ -11,9 +11,9 @@ from torch.nn.functional import l1_loss, mse_loss
 
 from pipeline.fit.codebook import OnlineCodebook
 from pipeline.fit.config import FitConfig
-from pipeline.fit.perceptual import PerceptualDistance
 from pipeline.fit.team import Team
 from pipeline.model import VQModel
+from pipeline.model.perceptual import PerceptualDistance
 
 _KMEANS_VECTORS_PER_CODE = 16
 _SIGNAL_POWER = 4.0  # peak-to-peak squared of images in [-1, 1]
@@ -84,7 +84,7 @@ class Trainer:
         loss = loss + codebook_loss
         if self._perceptual:
             with self._autocast():
-                loss = loss + config.perceptual_weight * self._perceptual(reconstruction, images)
+                loss = loss + config.perceptual_weight * self._perceptual(reconstruction, images).mean()
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._team.average_gradients(self._parameters)

@@ -1,8 +1,13 @@
 """What the user may choose about QA, and where each gate closes."""
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from pipeline.urls import local_path
+
+_SHA256 = r"^[0-9a-f]{64}$"
 
 
 class QaConfig(BaseModel):
@@ -41,3 +46,34 @@ class QaConfig(BaseModel):
     max_divergence: float | None = Field(
         0.06, ge=0, description="Jensen-Shannon divergence of a shard's tokens to the run's, beyond chance (bits)"
     )
+    lpips_weights: Path | None = Field(
+        None,
+        description="VGG16 and LPIPS v0.1's heads for it, one safetensors file on every node (path); null: no LPIPS",
+    )
+    lpips_sha256: str | None = Field(None, pattern=_SHA256, description="of that file; any other is refused (hex)")
+    inception_weights: Path | None = Field(
+        None,
+        description="TorchScript from uint8 images to features, on every node; its code runs (path); null: no rFID",
+    )
+    inception_sha256: str | None = Field(None, pattern=_SHA256, description="of that file, which needs it (hex)")
+
+    @field_validator("lpips_weights", "inception_weights", mode="before")
+    @classmethod
+    def _absolute(cls, path: Any, info: ValidationInfo) -> Any:
+        if not isinstance(path, str | Path):
+            return path
+        local = local_path(str(path))
+        if local is None:
+            raise ValueError(f"qa.{info.field_name} must be a file on a local disk, got {path}")
+        return local
+
+    @model_validator(mode="after")
+    def _check_pins(self) -> Self:
+        if (self.inception_weights is None) != (self.inception_sha256 is None):
+            raise ValueError(
+                "qa.inception_weights and qa.inception_sha256 must be given together, got one of them: the file's code "
+                "runs, so it must be the one you know (sha256sum FILE)"
+            )
+        if self.lpips_sha256 and not self.lpips_weights:
+            raise ValueError("qa.lpips_sha256 must come with qa.lpips_weights, got it alone")
+        return self

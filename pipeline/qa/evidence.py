@@ -2,6 +2,7 @@
 
 A row is a view that was looked at: the pixels that the model saw, and what the stored tokens give. The sums over all
 rows of the part are a JSON document in the footer. Derived and replaceable: nothing but the report depends on it.
+Columns and fields that came later (features, `weight_files`) may be absent.
 """
 
 import base64
@@ -24,9 +25,10 @@ from pipeline.urls import join
 QA_SCHEMA_VERSION = 1
 QA_FOOTER_KEY = b"tokenmill-qa"
 BASELINE_PARTS = 1000  # so many parts' means say enough of a run
+NULLABLE = ("lpips", "original_features", "reconstruction_features")
 SAMPLE_SCHEMA = pa.schema(
     [
-        pa.field(name, kind, nullable=name == "lpips")
+        pa.field(name, kind, nullable=name in NULLABLE)
         for name, kind in {
             "key": pa.string(),
             "sample_index": pa.uint32(),
@@ -39,6 +41,8 @@ SAMPLE_SCHEMA = pa.schema(
             "lpips": pa.float32(),
             "entropy": pa.float32(),
             "top_code": pa.float32(),
+            "original_features": pa.list_(pa.float32()),
+            "reconstruction_features": pa.list_(pa.float32()),
         }.items()
     ]
 )
@@ -64,6 +68,7 @@ class QaReport:
         aspects: samples by log2 of width / height; buckets of 0.25, named by their lower edge.
         psnr, ssim, lpips: means over the random samples; None if there are none, or the metric was not computed.
         not_computed: metric -> why.
+        weight_files: metric -> sha256 of the weight file that it was computed with.
     """
 
     fingerprint: str
@@ -82,6 +87,7 @@ class QaReport:
     ssim: float | None
     lpips: float | None = None
     not_computed: Mapping[str, str] = field(default_factory=dict)
+    weight_files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def histogram(self) -> npt.NDArray[np.uint32]:
@@ -135,6 +141,8 @@ class SampleEvidence:
         lpips: None if it was not computed.
         entropy: of the grid's own tokens (bits).
         top_code: fraction of the grid that its most frequent code takes.
+        original_features, reconstruction_features: Inception's, [d]; None if they were not computed, as of unusual
+            views, and in evidence of earlier versions.
     """
 
     key: str
@@ -148,6 +156,8 @@ class SampleEvidence:
     lpips: float | None
     entropy: float
     top_code: float
+    original_features: Sequence[float] | None = None
+    reconstruction_features: Sequence[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

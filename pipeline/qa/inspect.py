@@ -5,9 +5,10 @@ Everything is read back from the draft: what is judged is what will be stored.
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,26 +18,33 @@ from PIL import Image
 from pipeline.engine import Images, Indices
 from pipeline.qa.evidence import Evidence, QaReport, SampleEvidence, pack
 from pipeline.qa.metrics import ssim
+from pipeline.qa.networks import Networks
 from pipeline.qa.sampling import Chosen, Pixels, SampleKind, Sampler
 from pipeline.qa.statistics import ShardStatistics, entropy, psnr
 from pipeline.tokens.schema import PartFooter, TokenSpec
 
 READ_ROWS = 2000  # at once; 4 MB of tokens at 1,024 per row
 WEBP = {"quality": 85, "method": 1}  # 7 ms for 256 pixels; method 4, Pillow's default, 29 ms for a tenth fewer bytes
-NOT_COMPUTED = {"lpips": "its networks are no part of Tokenmill, and a job downloads nothing"}
 _COLUMNS = ["sample_index", "view", "tokens", "height", "width"]
 _VIEWS = 256  # of one sample at most: `view` is a uint8
+T = TypeVar("T")
 
 
 class Decoder(Protocol):
-    """What gives images for tokens: an engine."""
+    """What gives images for tokens, and lends its device: an engine."""
 
     def decode(self, indices: Indices, /) -> Images:
         """Images uint8 [n, H, W, 3] of indices [n, h, w]."""
         ...
 
+    def lend(self, work: Callable[[], T], /) -> T:
+        """What `work` returns, done on the device."""
+        ...
 
-def inspect_shard(path: Path, footer: PartFooter, sampler: Sampler, decoder: Decoder) -> Evidence:
+
+def inspect_shard(
+    path: Path, footer: PartFooter, sampler: Sampler, decoder: Decoder, networks: Networks | None = None
+) -> Evidence:
     """Look at a finished part.
 
     Args:
@@ -44,11 +52,14 @@ def inspect_shard(path: Path, footer: PartFooter, sampler: Sampler, decoder: Dec
         footer: as written into it.
         sampler: has seen every row of it.
         decoder: the engine that made the tokens.
+        networks: to compare images with, on the engine's device; None: there are none.
     """
+    networks = networks or Networks()
     statistics = ShardStatistics(footer.spec.codebook_size)
     chosen = sampler.chosen()
     grids = _read(path, footer.spec, statistics, chosen)
-    samples = [] if statistics.out_of_range else _compare(chosen, grids, decoder)  # a GPU dies of a wrong index
+    # a GPU dies of a wrong index
+    samples = [] if statistics.out_of_range else _compare(chosen, grids, decoder, networks)
     drawn = [sample for sample in samples if sample.kind == SampleKind.RANDOM]
     report = QaReport(
         fingerprint=footer.fingerprint,
@@ -63,9 +74,11 @@ def inspect_shard(path: Path, footer: PartFooter, sampler: Sampler, decoder: Dec
         split_divergence=statistics.split_divergence,
         sizes=dict(statistics.sizes),
         aspects=dict(statistics.aspects),
-        psnr=float(np.mean([sample.psnr for sample in drawn])) if drawn else None,
-        ssim=float(np.mean([sample.ssim for sample in drawn])) if drawn else None,
-        not_computed=NOT_COMPUTED,
+        psnr=_mean([sample.psnr for sample in drawn]),
+        ssim=_mean([sample.ssim for sample in drawn]),
+        lpips=_mean([sample.lpips for sample in drawn if sample.lpips is not None]),
+        not_computed=networks.not_computed,
+        weight_files=networks.weight_files,
     )
     return Evidence(report, samples)
 
@@ -88,13 +101,19 @@ def _read(path: Path, spec: TokenSpec, statistics: ShardStatistics, chosen: Sequ
     return np.array([grids[number] for number in range(len(chosen))], np.int64).reshape(-1, *shape)
 
 
-def _compare(chosen: Sequence[Chosen], grids: Indices, decoder: Decoder) -> list[SampleEvidence]:
+def _compare(chosen: Sequence[Chosen], grids: Indices, decoder: Decoder, networks: Networks) -> list[SampleEvidence]:
     if not chosen:
         return []
-    reconstructions = decoder.decode(grids)
-    similarities = ssim(np.stack([view.pixels for view in chosen]), reconstructions)
+    originals, reconstructions = np.stack([view.pixels for view in chosen]), decoder.decode(grids)
+    similarities = ssim(originals, reconstructions)
+    distances = decoder.lend(partial(networks.lpips, originals, reconstructions))
+    drawn = sum(view.kind == SampleKind.RANDOM for view in chosen)  # they come first
+    features = [
+        decoder.lend(partial(networks.features, images[:drawn])) + [None] * (len(chosen) - drawn)
+        for images in (originals, reconstructions)
+    ]
     samples = []
-    for view, grid, reconstruction, similarity in zip(chosen, grids, reconstructions, similarities, strict=True):
+    for number, (view, grid, reconstruction) in enumerate(zip(chosen, grids, reconstructions, strict=True)):
         counts = np.unique(grid, return_counts=True)[1]
         samples.append(
             SampleEvidence(
@@ -105,13 +124,19 @@ def _compare(chosen: Sequence[Chosen], grids: Indices, decoder: Decoder) -> list
                 original=_webp(view.pixels),
                 reconstruction=_webp(reconstruction),
                 psnr=psnr(view.pixels, reconstruction),
-                ssim=similarity,
-                lpips=None,
+                ssim=similarities[number],
+                lpips=distances[number],
                 entropy=entropy(counts),
                 top_code=float(counts.max() / grid.size),
+                original_features=features[0][number],
+                reconstruction_features=features[1][number],
             )
         )
     return samples
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def _webp(pixels: Pixels) -> bytes:

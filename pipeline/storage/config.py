@@ -25,7 +25,12 @@ class StorageConfig(BaseModel):
         {}, description="keyword arguments for the fsspec filesystem (endpoint_url, anon, requester_pays, ...)"
     )
     stall_seconds: float = Field(60.0, gt=0, description="a request that stays silent so long is cut (seconds)")
-    retry_seconds: float = Field(120.0, ge=0, description="how long one request is tried again in all (seconds)")
+    retry_seconds: float = Field(
+        120.0,
+        ge=0,
+        description="how long one request is tried again in all; those for one shard may lose as much together for "
+        "each GiB begun (seconds)",
+    )
     allow_http: bool = Field(False, description="allow http(s):// inputs, from public addresses")
     allow_private_hosts: bool = Field(
         False, description="allow http(s):// inputs from private and loopback addresses too"

@@ -15,6 +15,7 @@ from pipeline.storage.clients import client_options, send_once
 from pipeline.storage.config import StorageConfig
 from pipeline.storage.failures import answer
 from pipeline.storage.logs import quiet_clients
+from pipeline.storage.start import wait_for_turn
 from pipeline.urls import HTTP_SCHEMES, canonical, redact, scheme_of
 
 CONDITIONAL_SCHEMES = ("s3", "gs", "abfs")
@@ -34,7 +35,7 @@ class ObjectStore:
     def stat(self, url: str) -> Blob:
         fs, path = self._locate(url)
         with _explained(fs, path):
-            return _blob(url, fs.info(path))
+            return _blob(url, _info(fs, path))
 
     def list_page(self, folder: str, token: str | None) -> tuple[list[Blob], str | None]:
         fs, path = self._listable(folder)
@@ -65,6 +66,8 @@ class ObjectStore:
     def open(self, url: str) -> tuple[Blob, Handle]:
         fs, path = self._locate(url)
         with _explained(fs, path):
+            if "hf" in fs.protocol:
+                _info(fs, path)
             file = fs.open(path, "rb", cache_type="none")  # s3fs: sends If-Match with each range
         details = fs.info(path) if scheme_of(url) in HTTP_SCHEMES else file.details  # http forgets the ETag
         return _blob(url, details), file
@@ -134,6 +137,7 @@ class ObjectStore:
         if scheme in HTTP_SCHEMES and not self._config.allow_http:
             raise UsageError(f"{redact(url)}: http(s) is off; set storage.allow_http to read from it")
         quiet_clients()
+        wait_for_turn(scheme, self._config.options)
         try:
             fs, path = fsspec.url_to_fs(canonical(url), **client_options(scheme, self._config))
         except ImportError as error:
@@ -158,6 +162,15 @@ def _explained(fs: Any, path: str) -> Iterator[None]:
             bucket, key, _ = fs.split_path(path)
             fs.call_s3("get_object", Bucket=bucket, Key=key, Range="bytes=0-0")  # raises the same with its reason
         raise
+
+
+def _info(fs: Any, path: str) -> Mapping[str, Any]:
+    """What the store tells of one object."""
+    if "hf" not in fs.protocol:
+        return dict(fs.info(path))
+    found: dict[str, Any] = fs.info(path, expand_info=True)  # else without a version
+    fs.dircache[fs._parent(found["name"])] = [found]  # an open file asks for itself again, before each range
+    return found
 
 
 def _condition(if_absent: bool) -> dict[str, str]:

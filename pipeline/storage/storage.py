@@ -21,7 +21,7 @@ from pipeline.storage.local import LocalDisk
 from pipeline.storage.rate import pace_of
 from pipeline.storage.reading import BLOCK_BYTES, RandomFile, ReadAhead, Replaced, Version
 from pipeline.storage.remote import ObjectStore
-from pipeline.storage.retry import Persistence
+from pipeline.storage.retry import Budget, Persistence
 from pipeline.urls import canonical, local_path, scheme_of
 
 WILDCARDS = "*?["
@@ -102,19 +102,20 @@ class Storage:
     def stream(self, blob: Blob) -> Iterator[ByteStream]:
         """The bytes of `blob` in order, with a fixed number of blocks of it in memory.
 
-        On a clean end the object is looked at once more: what was read is what `blob` describes, on every store.
+        All its requests share one budget of seconds that may be lost to failures. On a clean end the object is looked
+        at once more: what was read is what `blob` describes, on every store.
 
         Raises:
             ShardError: the object is missing or forbidden, or is no longer the one that `blob` describes.
         """
-        closed = Event()
+        closed, budget = Event(), self._budget(blob.size)
         with _as_shard_error(blob):
-            version = self._call(blob.url, partial(_open_frozen, blob))
+            version = self._call(blob.url, partial(_open_frozen, blob), budget)
         with closing(version):
 
             def fetch(offset: int, size: int) -> bytes:
                 with _as_shard_error(blob):
-                    return self._call(blob.url, partial(_read_frozen, blob, version, offset, size), closed)
+                    return self._call(blob.url, partial(_read_frozen, blob, version, offset, size), budget, closed)
 
             with closing(ReadAhead(fetch, blob.size)) as ahead:
                 try:
@@ -122,7 +123,7 @@ class Storage:
                 finally:
                     closed.set()
         with _as_shard_error(blob):
-            self._call(blob.url, partial(_stat_frozen, blob))
+            self._call(blob.url, partial(_stat_frozen, blob), budget)
 
     @contextmanager
     def open_random(self, url: str) -> Iterator[BinaryIO]:
@@ -211,22 +212,28 @@ class Storage:
             self._call(url, lambda store: store.put(url, source))
 
     def _send_in_parts(self, url: str, source: Path, *, if_absent: bool) -> None:
-        call = partial(self._persistence(url).call, url)
+        call = partial(self._persistence(url, self._budget(source.stat().st_size)).call, url)
         multipart.send(ObjectStore(self.config), call, url, source, if_absent=if_absent)
 
-    def _call(self, url: str, action: Callable[[Store], T], cancelled: Event | None = None) -> T:
+    def _call(
+        self, url: str, action: Callable[[Store], T], budget: Budget | None = None, cancelled: Event | None = None
+    ) -> T:
         """Do something with the store of `url`, with the one retry policy for transport errors of remote stores."""
         store: Store = LocalDisk() if scheme_of(url) == "file" else ObjectStore(self.config)
-        return self._persistence(url, cancelled).call(url, lambda: action(store))
+        return self._persistence(url, budget, cancelled).call(url, lambda: action(store))
 
-    def _persistence(self, url: str, cancelled: Event | None = None) -> Persistence:
-        remote = scheme_of(url) != "file"
+    def _persistence(self, url: str, budget: Budget | None = None, cancelled: Event | None = None) -> Persistence:
+        seconds = self.config.retry_seconds if scheme_of(url) != "file" else 0
         return Persistence(
-            seconds=self.config.retry_seconds if remote else 0,
+            seconds=seconds,
             pace=pace_of(_place(url, self.config)),
             renew=partial(ObjectStore(self.config).renew, url),
+            budget=budget or Budget(seconds),
             cancelled=cancelled or Event(),
         )
+
+    def _budget(self, size: int) -> Budget:
+        return Budget.of_size(self.config.retry_seconds, size)
 
 
 def _place(url: str, config: StorageConfig) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.engine import Engine
 from pipeline.qa.evidence import Evidence, QaReport, pack
 from pipeline.qa.inspect import inspect_shard
+from pipeline.qa.networks import Networks
 from pipeline.qa.sampling import Sampler
 from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter, Row, TokenSpec
 from pipeline.tokens.writer import OutputConfig, PartWriter
@@ -63,7 +64,15 @@ def row(index: int, *, view: int = 0, height: int = 480, width: int = 640) -> Ro
     return Row(f"{index:05d}", index, view, height, width, crop, False, None, None, None)
 
 
-def inspected(folder: Path, pixels: np.ndarray, engine: Any, *, name: str = "a", count: int = 4) -> Evidence:
+def inspected(
+    folder: Path,
+    pixels: np.ndarray,
+    engine: Any,
+    *,
+    name: str = "a",
+    count: int = 4,
+    networks: Networks | None = None,
+) -> Evidence:
     """Tokenize `pixels` into a draft as the job does, and look at it."""
     path, spec = folder / f"{name}.parquet", engine.spec
     sampler, rows = Sampler(count, spec.codebook_size), [row(index) for index in range(len(pixels))]
@@ -76,7 +85,7 @@ def inspected(folder: Path, pixels: np.ndarray, engine: Any, *, name: str = "a",
             writer.add(some, tokens)
             sampler.add(some, images, tokens)
         writer.finish(footer)
-    return inspect_shard(path, footer, sampler, engine)
+    return inspect_shard(path, footer, sampler, engine, networks)
 
 
 def report(name: str = "a", **changes: Any) -> QaReport:

@@ -57,7 +57,7 @@ def test_report_sums_all_rows(evidence: Evidence, demo_engine: Engine) -> None:
     assert (found.sizes, found.aspects) == ({"362": 40}, {"0.25": 40})
     assert found.psnr == pytest.approx(np.mean([sample.psnr for sample in drawn]))
     assert found.ssim == pytest.approx(np.mean([sample.ssim for sample in drawn]))
-    assert (found.lpips, list(found.not_computed)) == (None, ["lpips"])
+    assert (found.lpips, list(found.not_computed)) == (None, ["lpips", "rfid"])
     assert 0 < found.split_divergence < 0.5
 
 

@@ -51,7 +51,9 @@ def main(count: int, folder: Path) -> None:
     prepare(folder, count)
     fleet.RemoteWorker = RemoteStandIn  # type: ignore[assignment,misc]
     flags = {"shards": [f"{folder}/in/{{000000..{count - 1:06d}}}.tar"], "model": "none", "output": str(folder / "out")}
-    config = resolve(flags={**flags, "cluster.actors": "2", "cluster.shards_in_flight": 8}, environment={})
+    config = resolve(
+        flags={**flags, "cluster.actors": "2", "cluster.shards_in_flight": 8, "qa.samples_per_shard": 0}, environment={}
+    )
     began = time.monotonic()
     shards = freeze(Storage(), config.shards)
     planned = time.monotonic()

@@ -125,6 +125,10 @@ CALLS = {
 }
 
 
+# The one program that is run: the user names it by path and by hash, which is checked first.
+ASKED_FOR = {("pipeline/qa/networks.py", "torch.jit.load")}
+
+
 @pytest.mark.parametrize("path", sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/**/*.py")]), ids=name_of)
 def test_nothing_that_runs_data_is_called(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
@@ -133,7 +137,7 @@ def test_nothing_that_runs_data_is_called(path: Path) -> None:
             assert not ({getattr(node, "module", None)} | names) & LOADERS, ast.unparse(node)
         elif isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in CALLS, ast.unparse(node)
+            assert called not in CALLS or (name_of(path), called) in ASKED_FOR, ast.unparse(node)
             assert called.rpartition(".")[2] not in ("extractall", "extract", "xdecode"), ast.unparse(node)
             options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             assert options.get("shell", "False") == options.get("allow_pickle", "False") == "False", ast.unparse(node)

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +13,9 @@ from urllib.parse import quote
 import pyarrow.parquet as pq
 import pytest
 
+from tests.chaos.ground import OneNode
 from tests.support import s3 as servers
-from tests.support.commands import tokenmill
+from tests.support.commands import environment, tokenmill
 from tests.support.corpora import sample, write_shard
 
 KEY, SECRET = "CANARYKEYID987654321", "canary/secret+key=Zx9q7Wv3Ut1Sr5Po"
@@ -21,6 +24,34 @@ TOKEN, SIGNATURE = "canary+session/token=AbCdEfGhIjKlMnOp", "canarysignature0123
 LOG_ALL = """
 import logging
 logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(name)s %(message)s")
+"""
+# The driver keeps what it hands to Ray: arguments of actors and of their calls.
+KEEP_ALL = """
+import os, uuid
+if folder := os.environ.get("KEEP_PICKLES"):
+    import ray.cloudpickle
+    dumps = ray.cloudpickle.dumps
+    def kept(*arguments, **options):
+        data = dumps(*arguments, **options)
+        with open(f"{folder}/pickle-{uuid.uuid4().hex}", "wb") as file:
+            file.write(data)
+        return data
+    ray.cloudpickle.dumps = kept
+"""
+# What the cluster itself keeps: its tables of actors, calls, workers and jobs, and its key-value store.
+ASK_RAY = """
+import sys
+from ray._raylet import GcsClient, GcsClientOptions, GlobalStateAccessor
+options = GcsClientOptions.create(sys.argv[1], None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False)
+tables = GlobalStateAccessor(options)
+tables.connect()
+actors, calls = tables.get_actor_table(None, None), tables.get_task_events()
+for table in (actors, calls, tables.get_worker_table(), tables.get_job_table()):
+    sys.stdout.buffer.writelines(table)
+store = GcsClient(address=sys.argv[1])
+for space in (None, b"fun", b"session", b"job", b"package"):
+    for key in store.internal_kv_keys(b"", space):
+        sys.stdout.buffer.write(key + b" " + (store.internal_kv_get(key, space) or b""))
 """
 
 
@@ -48,6 +79,13 @@ def test_search_finds_every_spelling(secret: str) -> None:
     texts += [base64.b64encode(b"x" * before + raw + b"tail") for before in range(5)]
     assert all(leaks(b"before " + text + b" after") for text in texts)
     assert leaks(b"nothing of the kind") == []
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the processes of a cluster find in their environment."""
+
+    environment: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -99,7 +137,7 @@ def ground(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
         for file, place in [*((path, "in") for path in shards), *((path, "model") for path in tiny_model.iterdir())]:
             server.client().put_file(str(file), f"{ground.url}/{place}/{file.name}")
         (ground.folder / "site").mkdir()
-        (ground.folder / "site" / "sitecustomize.py").write_text(LOG_ALL)
+        (ground.folder / "site" / "sitecustomize.py").write_text(LOG_ALL + KEEP_ALL)
         yield ground
 
 
@@ -124,4 +162,31 @@ def test_secrets_appear_nowhere(ground: Ground) -> None:
     assert any("/said-0" in name for name in logs), "the driver logs everything"
     assert any("/logs/worker-" in name for name in logs), "and so does the actor"
     assert any(name.endswith("unpacked") for name in everything)
+    assert {name: found for name, data in everything.items() if (found := leaks(data))} == {}
+
+
+def told_by(cluster: OneNode) -> bytes:
+    """All that the cluster can tell of its actors and of the calls that they got."""
+    command = [sys.executable, "-c", ASK_RAY, cluster.address]
+    return subprocess.run(command, capture_output=True, check=True, env=environment(**cluster.environment)).stdout
+
+
+@pytest.mark.system
+def test_secrets_of_a_cluster_that_has_its_own(ground: Ground) -> None:
+    """Its workers find the keys in their own environment: none is in a task's arguments, Ray's tables or its logs."""
+    cluster = OneNode(ground.folder, Given({**ground.server.environment, "PYTHONPATH": f"{ground.folder}/site"}))
+    try:
+        flags = ["--set", f"cluster.address={cluster.address}", "--set", "cluster.actors=1"]
+        code = ground.run(*flags, **cluster.environment, KEEP_PICKLES=str(ground.folder))
+        (ground.folder / "told").write_bytes(told := told_by(cluster))
+    finally:
+        cluster.stop()
+    assert code == 0, ground.said()[-3000:]
+    pickles = [path.read_bytes() for path in ground.folder.glob("pickle-*")]
+    assert any(b"JobConfig" in data and b"StorageConfig" in data for data in pickles), "the arguments of an actor"
+    assert b"RemoteWorker" in told
+    everything = dict(ground.everything())
+    assert any("/logs/raylet" in name for name in everything)
+    assert any("/logs/gcs_server" in name for name in everything)
+    assert any("/logs/worker-" in name and b"DEBUG " in data for name, data in everything.items())
     assert {name: found for name, data in everything.items() if (found := leaks(data))} == {}

@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from threading import Event, Thread
 
@@ -141,6 +141,38 @@ def test_deadline_of_a_request(s3: S3, url: str) -> None:
         through(proxy, retry_seconds=1.5).stat(url)
     assert proxy.faults[Fault.INTERNAL] >= 2
     assert time.monotonic() - start < 3
+
+
+class EverySecond:
+    """A plan: each range fails when it is asked for the first time, and never again."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def __call__(self, request: Request) -> Fault | None:
+        span = request.headers.get("Range", "")
+        if request.kind is not Kind.RANGE or span in self._seen:
+            return None
+        self._seen.add(span)
+        return Fault.INTERNAL
+
+
+@pytest.mark.parametrize(("blocks", "ends"), [(8, nullcontext()), (800, pytest.raises(StorageError, match="s3://"))])
+def test_deadline_of_a_shard(
+    s3: S3, monkeypatch: pytest.MonkeyPatch, blocks: int, ends: AbstractContextManager
+) -> None:
+    """Every request works at its second attempt, and yet a store that limps so is not put up with for ever."""
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 100)
+    url, received, start = f"s3://tests/{uuid.uuid4().hex}", bytearray(), time.monotonic()
+    Storage().write(url, content(100 * blocks))
+    blob = Storage().stat(url)
+    with fault_proxy(s3.endpoint, EverySecond()) as proxy, ends, through(proxy, retry_seconds=3).stream(blob) as source:
+        while block := source.read(100):
+            received += block
+    assert received == content(100 * blocks)[: len(received)]
+    assert (len(received) == 100 * blocks) is (blocks == 8)
+    assert proxy.faults[Fault.INTERNAL] >= min(blocks, 20), "far more than one request came through"
+    assert time.monotonic() - start < 8
 
 
 def test_reader_that_leaves_while_a_request_is_tried_again(s3: S3, url: str) -> None:

@@ -12,7 +12,7 @@ from pipeline.storage import Storage, StorageConfig
 
 ODD_NAMES = [
     *("a b.tar", "a+b.tar", "a%20b.tar", "100%.tar", "a#b.tar", "a&b=c;d,e.tar", "a'b\"(c)!.tar", "a@b.tar"),
-    *("ü图🙂.tar", "a:b.tar", "~a$b.tar", ".hidden.tar", "a..b.tar"),
+    *("ü图🙂.tar", "a:b.tar", "~a$b.tar", ".hidden.tar", "a..b.tar", "a?b.tar"),
 ]
 
 

@@ -53,6 +53,7 @@ class Fault(StrEnum):
     VERSION = "another ETag"
     EXPIRED = "400 ExpiredToken"
     TAKEN = "412"
+    FORBIDDEN = "403"
 
 
 REFUSALS = {
@@ -61,6 +62,7 @@ REFUSALS = {
     Fault.TOO_MANY: (429, "TooManyRequests"),
     Fault.EXPIRED: (400, "ExpiredToken"),
     Fault.TAKEN: (412, "PreconditionFailed"),
+    Fault.FORBIDDEN: (403, "AccessDenied"),
 }
 _ALWAYS = (Fault.INTERNAL, Fault.SLOW_DOWN, Fault.TOO_MANY, Fault.RESET, Fault.LOST, Fault.STALL)
 POSSIBLE: dict[Kind, tuple[Fault, ...]] = {
@@ -306,7 +308,7 @@ def kind_of(method: str, path: str, headers: http.client.HTTPMessage) -> Kind:
     """What a request asks for."""
     if method != "GET":
         return Kind(method)
-    if "Range" in headers:
+    if "Range" in headers or "x-ms-range" in headers:
         return Kind.RANGE
     return Kind.LIST if parse_qs(urlsplit(path).query).keys() & {"list-type", "prefix"} else Kind.GET
 

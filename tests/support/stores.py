@@ -21,7 +21,7 @@ import pytest
 
 from pipeline.storage import Storage, StorageConfig
 from tests.support import servers
-from tests.support.fault_proxy import Fault, Kind, Request, fault_proxy, nothing
+from tests.support.fault_proxy import Fault, FaultProxy, Kind, Plan, Request, fault_proxy, nothing
 from tests.support.s3 import S3
 
 BUCKET = "conformance"
@@ -37,11 +37,13 @@ class Place:
         url: of the bucket.
         environment: by which its client finds the server, and may use it.
         options: what `storage.options` needs on top.
+        endpoint: the server's URL, as it stands in them.
     """
 
     url: str
     environment: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    endpoint: str = ""
 
     def storage(self, **settings: Any) -> Storage:
         """A storage for this place; the environment must be set."""
@@ -55,6 +57,19 @@ def visited(place: Place) -> Iterator[Place]:
         for name, value in place.environment.items():
             patch.setenv(name, value)
         yield place
+
+
+@contextmanager
+def behind(place: Place, plan: Plan = nothing) -> Iterator[tuple[FaultProxy, Place]]:
+    """The same place with a fault proxy before it; the environment is set."""
+    with fault_proxy(place.endpoint, plan) as proxy:
+
+        def moved(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value.replace(place.endpoint, proxy.endpoint) for name, value in values.items()}
+
+        there = Place(place.url, moved(place.environment), moved(place.options), proxy.endpoint)
+        with visited(there):
+            yield proxy, there
 
 
 @contextmanager
@@ -77,7 +92,7 @@ def azurite(folder: Path) -> Iterator[Place]:
     command = [str(program), "--blobHost", "127.0.0.1", "--blobPort", str(port), "-l", str(folder), "--silent"]
     secret = f"AccountName={AZURITE_ACCOUNT};AccountKey={AZURITE_KEY}"
     connection = f"DefaultEndpointsProtocol=http;{secret};BlobEndpoint={endpoint}/{AZURITE_ACCOUNT};"
-    place = Place(f"abfs://{BUCKET}", {"AZURE_STORAGE_CONNECTION_STRING": connection})
+    place = Place(f"abfs://{BUCKET}", {"AZURE_STORAGE_CONNECTION_STRING": connection}, endpoint=endpoint)
     account = {"AZURITE_ACCOUNTS": f"{AZURITE_ACCOUNT}:{AZURITE_KEY}"}
     with servers.process([*command, "--skipApiVersionCheck"], folder, endpoint, account), visited(place):
         fsspec.filesystem("abfs", connection_string=connection, skip_instance_cache=True).mkdir(BUCKET)
@@ -123,7 +138,7 @@ def gcs(folder: Path, *, conditions: bool = True) -> Iterator[Place]:
     plan = KeepsGeneration() if conditions else nothing
     with servers.process(command, folder, f"{endpoint}/", {}), fault_proxy(endpoint, plan) as proxy:
         options = {"token": "anon", "endpoint_url": proxy.endpoint}
-        yield Place(f"gs://{BUCKET}", {}, options)
+        yield Place(f"gs://{BUCKET}", {}, options, proxy.endpoint)
 
 
 def _script(name: str) -> str:

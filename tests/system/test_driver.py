@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline import driver, fleet, output
+from pipeline import driver, ending, fleet, output
 from pipeline.config import resolve
 from pipeline.errors import RunFailed, UsageError
 from pipeline.monitor import ExitCode, Result
@@ -68,7 +68,13 @@ def run(one_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: N
 
     def start(script: dict[str, list[str]], *settings: str) -> Result:
         (tmp_path / "script.json").write_text(json.dumps(script))
-        quick = ["limits.backoff_seconds=0.05", "cluster.actors=2", "cluster.cpus_per_actor=1", *settings]
+        quick = [
+            "qa.samples_per_shard=0",
+            "limits.backoff_seconds=0.05",
+            "cluster.actors=2",
+            "cluster.cpus_per_actor=1",
+            *settings,
+        ]
         flags = {"shards": [str(tmp_path / "*.tar")], "model": "none", "output": str(tmp_path / "out")}
         return driver.run(resolve(settings=quick, flags=flags, environment={}), notes)
 
@@ -211,7 +217,7 @@ def test_accounts_end_at_once_when_asked(
     with monkeypatch.context() as patch:
         patch.setattr(output, "read_footer", hanging_read)
         patch.setattr(output, "FOOTER_THREADS", 1)
-        patch.setattr(driver, "SHOW_SECONDS", 0.0)
+        patch.setattr(ending, "SHOW_SECONDS", 0.0)
         result = run({})
         took = time.monotonic() - stopped_at[0]
         heals.set()
@@ -236,7 +242,7 @@ def test_shards_that_another_run_adds_meanwhile(
             added.extend(Output(Storage(), str(tmp_path / "out")).extend_manifest(freeze(Storage(), [str(other)])))
 
     monkeypatch.setattr(notes, "show", add)
-    monkeypatch.setattr(driver, "SHOW_SECONDS", 0.0)
+    monkeypatch.setattr(ending, "SHOW_SECONDS", 0.0)
     result = run({"a": ["infra"]})
     assert len(added) == 9
     assert result.exit_code is ExitCode.STOPPED

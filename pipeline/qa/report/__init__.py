@@ -4,6 +4,7 @@
     records     one shard's evidence
     throughput  the log of a run's counters
     estimate    means with confidence intervals, codebook statistics
+    frechet     rFID
     figures     every number of the report
     gallery     its pictures
     plots       its plots (axes: their frames)

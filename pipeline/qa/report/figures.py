@@ -17,7 +17,8 @@ from pipeline.qa.report.estimate import (
     positional_entropy,
     spread,
 )
-from pipeline.qa.report.records import Sample, ShardRecord
+from pipeline.qa.report.frechet import Rfid
+from pipeline.qa.report.records import Sample, ShardRecord, weight_files
 from pipeline.qa.report.run import SUMS, Coverage, Run
 from pipeline.qa.statistics import jensen_shannon
 
@@ -45,7 +46,7 @@ class Metric:
 METRICS = (
     Metric("psnr", "PSNR", "dB", 2, "higher", "peak signal-to-noise ratio of the reconstruction, peak 255"),
     Metric("ssim", "SSIM", "", 4, "higher", "structural similarity, Gaussian window of 11 pixels"),
-    Metric("lpips", "LPIPS", "", 4, "lower", "learned perceptual distance"),
+    Metric("lpips", "LPIPS", "", 4, "lower", "learned perceptual distance, on features of VGG16"),
     Metric("entropy", "Grid entropy", "bits", 2, "", "entropy of the codes of one grid"),
 )
 
@@ -140,6 +141,7 @@ class RunFigures:
     coverage: Coverage
     images: Mapping[str, int]
     metrics: Mapping[str, Spread | None]
+    rfid: Rfid | None
     not_computed: Mapping[str, str]
     codebook: CodebookUse
     positions: Positions | None
@@ -166,6 +168,7 @@ def figures(run: Run) -> RunFigures:
         coverage=run.coverage,
         images=dict(Counter(view.kind for view in views)),
         metrics={metric.name: metric_spread(run, metric.name) for metric in METRICS},
+        rfid=run.rfid,
         not_computed={name: why for record in run.records for name, why in record.report.not_computed.items()},
         codebook=codebook_use(total),
         positions=_positions(run),
@@ -173,7 +176,8 @@ def figures(run: Run) -> RunFigures:
         sizes=_buckets(record.report.sizes for record in run.records),
         aspects=_buckets(record.report.aspects for record in run.records),
         speed=_speed(run),
-        provenance=dict(_provenance(run.job)),
+        provenance=dict(_provenance(run.job))
+        | {f"weights of {metric}": ", ".join(files) for metric, files in weight_files(run.records).items()},
     )
 
 

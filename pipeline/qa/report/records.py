@@ -1,6 +1,7 @@
 """One shard's evidence as the report keeps it: all its numbers, and none of its pictures."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -87,6 +88,15 @@ def read_pictures(storage: Storage, url: str) -> list[tuple[bytes, bytes]]:
     with storage.open_random(url) as file:
         table = pq.read_table(file, columns=PICTURES)
     return list(zip(*(table[name].to_pylist() for name in PICTURES), strict=True))
+
+
+def weight_files(records: Iterable[ShardRecord]) -> dict[str, list[str]]:
+    """Metric -> the sha256 of every weight file that it was computed with: more than one if they were changed."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        for metric, sha256 in record.report.weight_files.items():
+            found.setdefault(metric, set()).add(sha256)
+    return {metric: sorted(files) for metric, files in sorted(found.items())}
 
 
 def _finite(view: Sample) -> bool:

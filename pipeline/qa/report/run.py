@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import TokenmillError, UsageError
 from pipeline.output import Output
+from pipeline.qa.report.frechet import Rfid, read_rfid
 from pipeline.qa.report.records import DAMAGE, ShardRecord, read_record
 from pipeline.qa.report.throughput import Throughput, read_throughput
 from pipeline.shards.manifest import shard_id
@@ -63,6 +64,7 @@ class Run:
         accused: ids of the shards that they are about.
         records: the evidence read, sorted by shard id.
         tokens: some rows' tokens [rows, h * w], of `token_parts` parts.
+        rfid: None if no evidence has features.
         throughput: None if the run did not record it.
     """
 
@@ -76,6 +78,7 @@ class Run:
     records: list[ShardRecord]
     tokens: npt.NDArray[Any]
     token_parts: int
+    rfid: Rfid | None
     throughput: Throughput | None
 
     @property
@@ -120,6 +123,7 @@ def read_run(storage: Storage, url: str, on_read: OnRead | None = None) -> Run:
         records=records,
         tokens=tokens,
         token_parts=token_parts,
+        rfid=read_rfid(storage, output.url, records),
         throughput=read_throughput(storage, output.url),
     )
 
