@@ -44,7 +44,7 @@ packages:
 		(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver iproute2 >/dev/null)
 
 system: setup packages $(AZURITE)
-	$(PYTEST) -n 2 --dist loadfile -m "system and not chaos"
+	$(PYTEST) -n 3 --dist loadfile -m "system and not chaos"
 
 chaos-short: setup packages
 	$(PYTEST) -m chaos
