@@ -17,6 +17,7 @@ from pipeline.config import resolve
 from pipeline.errors import RunFailed, UsageError
 from pipeline.monitor import ExitCode, Result
 from pipeline.output import Output
+from pipeline.progress import Snapshot
 from pipeline.shards.manifest import freeze
 from pipeline.storage import Storage
 from pipeline.tokens.schema import PartFooter
@@ -32,12 +33,13 @@ class Notes:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.counts: list[tuple[int, int]] = []
+        self.actors: list[int] = []
 
     def note(self, message: str) -> None:
         self.lines.append(message)
 
-    def show(self, snapshot: object) -> None:
-        pass
+    def show(self, snapshot: Snapshot) -> None:
+        self.actors.append(snapshot.actors)
 
     def count(self, what: str, done: int, total: int) -> None:
         self.counts.append((done, total))
@@ -173,6 +175,18 @@ def test_straggler_is_repeated_and_the_loser_told_to_stop(run: Run, tmp_path: Pa
     assert result.exit_code is ExitCode.OK
     assert fired(tmp_path, "a") == 2
     assert time.monotonic() - began < 25, "the slow attempt alone takes 30 s"
+
+
+def test_idle_actors_are_released_but_for_one_that_may_repeat_a_straggler(
+    run: Run, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "RELEASE_SECONDS", 3.0)
+    limits = ("limits.stall_seconds=12", "limits.sample_seconds=1", "limits.speculate_factor=0")
+    result = run({"a": ["hang"]}, "cluster.actors=1..4", "cluster.shards_in_flight=1", *limits)
+    assert result.exit_code is ExitCode.OK
+    joined = notes.actors.index(max(notes.actors))
+    assert notes.actors[joined] > 2
+    assert 2 in notes.actors[joined:], "the one that hangs, and one to spare"
 
 
 @pytest.mark.parametrize(("signals", "drain", "within"), [(2, 60, 10), (1, 1, 12)])
