@@ -37,8 +37,7 @@ def test_run_with_a_forbidden_shard(s3: S3, tiny_model: Path, tmp_path: Path) ->
     assert proxy.faults[Fault.FORBIDDEN] >= 1
     summary = last_json(result)
     assert summary["shards"] == {"total": SHARDS, "committed": SHARDS - 1, "quarantined": 1}
-    assert [(one["shard"], one["reason"]) for one in summary["quarantined"]] == [
-        (f"{bucket}/in/00002.tar", "forbidden")
-    ]
+    (lost,) = summary["quarantined"]
+    assert (lost["shard"], lost["reason"]) == (f"{bucket}/in/00002.tar", "forbidden")
     names = [blob.url.rpartition("/")[2][:5] for blob in Storage().list_folder(f"{bucket}/out/tokens")]
     assert names == ["00000", "00001", "00003", "00004"]
