@@ -10,7 +10,7 @@ FUZZ_SECONDS ?= 120
 LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --extra gcs --extra azure --generate-hashes --python-version 3.11 \
 	--python-platform linux -c constraints.txt --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
-.PHONY: setup demo test lint unit system chaos-short chaos scale bench-streaming fuzz lock audit clean
+.PHONY: setup demo test lint unit system chaos-short chaos scale bench-streaming bench-qa fuzz lock audit clean
 
 setup: $(READY)
 
@@ -59,6 +59,9 @@ scale: setup
 
 bench-streaming: setup
 	$(BIN)/python -m tests.benchmarks.streaming
+
+bench-qa: setup
+	$(BIN)/python -m tests.benchmarks.qa
 
 # Coverage-guided fuzzing of the tar reader and the decode chain; what it finds lies in .fuzz/.
 fuzz: setup

@@ -18,21 +18,27 @@ from pipeline.tokens.writer import OutputConfig
 
 @contextmanager
 def production_line(
-    model: Path, output: str, *, storage: Storage | None = None, batch_size: int = 4, fingerprint: str = "f" * 64
+    model: Path,
+    output: str,
+    *,
+    storage: Storage | None = None,
+    batch_size: int = 4,
+    fingerprint: str = "f" * 64,
+    size: int = 32,
 ) -> Iterator[Line]:
-    """A line on the CPU for 32-pixel images."""
-    meter = Meter()
-    engine = Engine(VQModel.from_pretrained(model), image_size=32, batch_size=batch_size, meter=meter)
+    """A line on the CPU for images of `size` pixels."""
+    meter, image = Meter(), ImageConfig(size=size)
+    engine = Engine(VQModel.from_pretrained(model), image_size=size, batch_size=batch_size, meter=meter)
     with ThreadPoolExecutor(2) as decoders:
         yield Line(
             storage=storage or Storage(),
             engine=engine,
             decoders=decoders,
             meter=meter,
-            image=ImageConfig(size=32),
+            image=image,
             columns=ColumnsConfig(),
             output=OutputConfig(url=output, row_group_rows=8),
             fingerprint=fingerprint,
-            decode=lambda members: prepare_sample(members, ImageConfig(size=32)),
+            decode=lambda members: prepare_sample(members, image),
         )
     engine.close()
