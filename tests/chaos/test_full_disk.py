@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.chaos.ground import FULL, LONGEST, ONE_ACTOR, STRETCH, Ground, undisturbed_run
@@ -86,8 +87,11 @@ def litter(output: Path) -> list[str]:
     """What lies in an output and has no name of the contract."""
     there = [str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()]
     known = (
-        r"filler|job.json|manifest.parquet|tokens/\d{5}-\w{12}.parquet|rejects.parquet|summary.json|README.md|_SUCCESS"
+        r"filler|job.json|manifest.parquet|(tokens|qa)/\d{5}-\w{12}.parquet|rejects.parquet|summary.json|README.md|"
+        r"report/(index.html|report.json|events.json)|_SUCCESS"
     )
+    for evidence in output.glob("qa/*.parquet"):
+        pq.read_table(evidence)  # it may be there before its part, but whole
     return [name for name in there if not re.fullmatch(known, name)]
 
 
