@@ -4,7 +4,7 @@
   and only while the object is still the one that the manifest froze.
 * `Storage.create` publishes a finished local file under a name only if that name is free.
 * Retries have one owner, `retry`: what the clients would do by themselves is turned off (`clients`). `failures` says
-  which errors are worth another try, `rate` how fast the store may be asked.
+  which errors are worth another try, `rate` how fast the store may be asked, `start` when a process may begin to ask.
 
     storage -> local      files: plain system calls
             -> remote     object stores: the only file that imports fsspec

@@ -47,7 +47,7 @@ class Remote:
         words += ["limits.backoff_seconds=0.05", "cluster.actors=1", *settings]
         flags = [flag for word in words for flag in ("--set", word)]
         where = ["--shards", f"{self.bucket}/in/*.tar", "--model", self.model, "--output", f"{self.bucket}/{output}"]
-        return tokenmill("run", *where, *flags, "--json", **self.environment)
+        return tokenmill("run", *where, *flags, "--json", timeout=400 + OUTAGE_SECONDS, **self.environment)
 
     def problems(self, output: Path) -> list[str]:
         """What an independent recount of a local copy finds."""
@@ -102,7 +102,8 @@ def test_faults_by_chance(s3: S3, remote: Remote, tmp_path: Path, rate: float, s
 
 def test_store_that_is_away_for_a_while(s3: S3, remote: Remote, tmp_path: Path, told: Callable) -> None:
     with fault_proxy(s3.endpoint, Outage(OUTAGE_SECONDS, requests=150)) as proxy:
-        result = remote.run(proxy.endpoint, "outage", f"storage.retry_seconds={2 * OUTAGE_SECONDS}")
+        patience = [f"storage.retry_seconds={2 * OUTAGE_SECONDS}", f"limits.stall_seconds={300 + 2 * OUTAGE_SECONDS}"]
+        result = remote.run(proxy.endpoint, "outage", *patience)
     told(proxy)
     assert result.returncode == 0, result.stderr
     assert proxy.faults.keys() == set(Outage.FACES)
