@@ -2,7 +2,6 @@
 
 import io
 import multiprocessing
-import re
 import tarfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ from tests.chaos.ground import FULL
 from tests.chaos.poison import with_comment
 from tests.support.corpora import jpeg
 from tests.support.lines import production_line
+from tests.support.memory import peak_bytes
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 SAMPLE_BYTES = 60_000
@@ -55,7 +55,7 @@ def measure(path: Path, model: Path, output: Path, budget: int) -> int:
     with production_line(model, str(output), batch_size=8) as line:
         report = heart.tokenize_shard(shard, replace(line, output=OutputConfig(url=str(output))))
     assert report.counts.rows == shard.size // MEMBER_BYTES
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    return peak_bytes()
 
 
 def write_large_shard(path: Path, size: int) -> Path:

@@ -3,7 +3,6 @@
 Broken, lying and hostile files stand in `tests/security/hostile_images.py`.
 """
 
-import resource
 import time
 
 import pytest
@@ -11,6 +10,7 @@ from PIL import Image, ImageFile
 
 from pipeline.errors import Reject, Stage
 from pipeline.images import ImageConfig, Prepared, prepare
+from tests.support.memory import forget_peak, peak_bytes, resident_bytes
 
 CPU_SECONDS = 1.0  # of this thread; a good file of this size takes a hundredth
 MEMORY = 64 << 20  # bytes that a refused file may add to the process's peak
@@ -23,10 +23,11 @@ def files(draw, encode) -> dict[str, bytes]:
 
 def refused(data: bytes, reason: str, config: ImageConfig) -> Reject:
     """Prepare must refuse, for this reason, without spending time or memory."""
-    peak, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.thread_time()
+    forget_peak()
+    before, started = resident_bytes(), time.thread_time()
     outcome = prepare(data, config)
     assert time.thread_time() - started < CPU_SECONDS
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024 < MEMORY
+    assert peak_bytes() - before < MEMORY
     assert isinstance(outcome, Reject)
     assert (outcome.reason, outcome.stage) == (reason, Stage.DECODE), outcome.detail
     assert 0 < len(outcome.detail) <= 200

@@ -4,7 +4,6 @@ python -m tests.scale.run N FOLDER
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from pipeline.progress import Plain, Snapshot
 from pipeline.resume import what_is_left
 from pipeline.shards.manifest import freeze
 from pipeline.storage import Storage
+from tests.support.memory import peak_bytes
 from tests.support.standin import RemoteStandIn
 
 
@@ -71,7 +71,7 @@ def main(count: int, folder: Path) -> None:
         "plan_seconds": round(planned - began, 2),
         "run_seconds": round(ended - planned, 2),
         "resume_seconds": round(listed - ended, 2),
-        "driver_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "driver_mib": peak_bytes() >> 20,
         "ms_per_shard_first_third": round(1000 * early, 3),
         "ms_per_shard_last_third": round(1000 * late, 3),
     }

@@ -7,11 +7,11 @@ import json
 import os
 import resource
 import time
-from pathlib import Path
 
 from pipeline.errors import Reject
 from pipeline.images import ImageConfig, configure_pillow, prepare
 from tests.security.hostile_images import all_kinds, encoded, heavy_kinds
+from tests.support.memory import address_space_bytes, forget_peak, peak_bytes, resident_bytes
 
 ADDRESS_SPACE = 1 << 30  # bytes beyond what the imports have taken
 CPU_SECONDS = 120
@@ -19,25 +19,14 @@ ROUNDS = 3  # the first one fills caches; after that nothing may grow
 GOOD = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "PPM")
 
 
-def status(field: str) -> int:
-    """A field of /proc/self/status (kB)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1])
-
-
-def forget_peak() -> None:
-    """Let VmHWM start again from what is in use now."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def decode_all(files: dict[str, bytes], number: int) -> None:
     """One round over all files."""
     for name, data in files.items():
         print(json.dumps({"begin": name}), flush=True)
         forget_peak()
-        before, start = status("VmRSS"), time.thread_time()
+        before, start = resident_bytes(), time.thread_time()
         outcome = prepare(data, ImageConfig())
-        cost = {"cpu": time.thread_time() - start, "kilobytes": status("VmHWM") - before}
+        cost = {"cpu": time.thread_time() - start, "bytes": peak_bytes() - before}
         verdict = [outcome.stage, outcome.reason, outcome.detail] if isinstance(outcome, Reject) else None
         print(json.dumps({"round": number, "name": name, "verdict": verdict, **cost}), flush=True)
 
@@ -48,14 +37,14 @@ def main() -> None:
     files = {name: data for name, (_, data) in all_kinds().items()} | heavy_kinds()
     for form in GOOD:
         assert not isinstance(prepare(encoded(form), ImageConfig()), Reject), form
-    limit = status("VmSize") * 1024 + ADDRESS_SPACE
+    limit = address_space_bytes() + ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # it writes no file at all
     for number in range(ROUNDS):
         decode_all(files, number)
         left = {"files": len(os.listdir("/proc/self/fd")), "threads": len(os.listdir("/proc/self/task"))}
-        print(json.dumps({"round": number, "kilobytes": status("VmRSS"), **left}), flush=True)
+        print(json.dumps({"round": number, "bytes": resident_bytes(), **left}), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,22 +22,19 @@ GIB = float(os.environ.get("STREAM_GIB", "1"))
 # What is fetched ahead, the block being read, its pieces on the way through aiohttp and the tar reader.
 BUDGET_MIB = 3 * (reading.BLOCKS_AHEAD + 1) * (reading.BLOCK_BYTES >> 20)
 READER = """
-import json, re, sys
-from pathlib import Path
+import json, sys
 from pipeline.shards.tar import TarReader
 from pipeline.storage import Storage, StorageConfig
+from tests.support.memory import peak_bytes
 from tests.support.synthetic import payload
-
-def peak():
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) >> 10
 
 storage = Storage(StorageConfig(options={"endpoint_url": sys.argv[1], "anon": True}))
 blob = storage.stat("s3://any/tar")
-before, samples = peak(), 0
+before, samples = peak_bytes(), 0
 with storage.stream(blob) as stream:
     for samples, sample in enumerate(TarReader(stream, url=blob.url, size=blob.size), 1):
         assert sample.members == {"bin": payload(samples - 1)}, samples
-print(json.dumps({"samples": samples, "mib": peak() - before}))
+print(json.dumps({"samples": samples, "mib": peak_bytes() - before >> 20}))
 """
 
 
