@@ -110,7 +110,7 @@ class Worker:
             decode_rate=decode_rate,
             agreement=agreement(engine, images),
             images=len(images),
-            versions={"torch": torch.__version__, "python": sys.version.split()[0]},
+            versions={"torch": str(torch.__version__), "python": sys.version.split()[0]},
         )
 
     def start(self, fingerprint: str, batch_size: int) -> float | None:

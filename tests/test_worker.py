@@ -1,5 +1,7 @@
 """One actor without Ray: what it does before its first shard."""
 
+import pickle
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,20 @@ def test_scratch_that_cannot_be_written(worker: Worker, scratch: Path) -> None:
     scratch.write_bytes(b"a file")
     with pytest.raises(UsageError, match=r"cluster\.scratch must be a folder on a local disk .*/scratch on .*exists"):
         worker.start("f" * 64, 2)
+
+
+def test_driver_needs_no_torch_to_read_what_an_actor_tells(worker: Worker, corpus: Path) -> None:
+    modules: set[str] = set()
+
+    class Watching(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> object:
+            modules.add(module)
+            return super().find_class(module, name)
+
+    [shard] = freeze(Storage(), [str(corpus / "00000.tar")])
+    calibration = worker.measure([shard], 2)
+    agreement = worker.start("f" * 64, 2)
+    told = (worker.load(), calibration, agreement, worker.tokenize(Task(shard, 1)))
+    assert Watching(BytesIO(pickle.dumps(told))).load()[1] == calibration
+    assert "pipeline.messages" in modules
+    assert not [module for module in modules if module.partition(".")[0] == "torch"]
