@@ -4,13 +4,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 AZURITE := .venv/node/node_modules/.bin/azurite-blob
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-PYTEST := $(BIN)/python -m pytest -q
+# Tests share the cores; the threads of OpenMP would spin while they wait for each other.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q
 FUZZ := $(BIN)/python -m tests.security.fuzz
 FUZZ_SECONDS ?= 120
 LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --extra gcs --extra azure --generate-hashes --python-version 3.11 \
 	--python-platform linux -c constraints.txt --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
-.PHONY: setup demo test lint unit system chaos-short chaos scale bench-streaming bench-qa fuzz lock audit clean
+.PHONY: setup demo test lint unit whole system chaos-short chaos scale bench-streaming bench-qa fuzz lock audit clean
 
 setup: $(READY)
 
@@ -23,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/tokenmill demo
 
-test: lint unit system chaos-short
+test: lint unit whole
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -43,11 +44,15 @@ packages:
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && test -x /usr/sbin/ip -o -x /sbin/ip || \
 		(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver iproute2 >/dev/null)
 
+# Whole commands and servers, undisturbed and disturbed. The long ones are the first in the order of collection.
+whole: setup packages $(AZURITE)
+	$(PYTEST) -n 3 --dist loadgroup --no-loadscope-reorder -m "system or chaos"
+
 system: setup packages $(AZURITE)
-	$(PYTEST) -n 3 --dist loadfile -m "system and not chaos"
+	$(PYTEST) -n 3 --dist loadgroup -m "system and not chaos"
 
 chaos-short: setup packages
-	$(PYTEST) -m chaos
+	$(PYTEST) -n 2 --dist loadgroup -m chaos
 
 # Heavier than CI: kills by the hundred, full disks, poison, hosts that vanish; and the driver at 100,000 shards.
 chaos: setup packages $(AZURITE)

@@ -1,8 +1,11 @@
 """What several tests stand on: a tiny real model and a small real corpus, made once per session."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.support.corpora import write_corpus
 from tests.support.models import save_tiny_model
@@ -11,10 +14,35 @@ from tests.support.s3 import s3, store_url
 __all__ = ["s3", "store_url"]  # fixtures
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under `-n` a file stays together, for what it shares; files that share a cluster, too."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Make a folder for all processes of the session: the first one makes it, the others wait for it."""
+    top = tmp_path_factory.getbasetemp()
+    top = top.parent if "PYTEST_XDIST_WORKER" in os.environ else top
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        there, done = top / name, top / f"{name}.done"
+        with FileLock(top / f"{name}.lock"):
+            if not done.exists():
+                there.mkdir()
+                make(there)
+                done.touch()
+        return there
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(made_once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """A real VQModel of random weights: f4, 64 codes, a few thousand parameters."""
-    return save_tiny_model(tmp_path_factory.mktemp("model"))
+    return made_once("model", save_tiny_model)
 
 
 @pytest.fixture(scope="session")

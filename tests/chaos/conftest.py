@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +55,16 @@ def fired(record_property: Callable[[str, object], None]) -> Counter[str]:
     return counter
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let the counts travel between processes, as plain dictionaries."""
+    report = yield
+    report.user_properties = [
+        (name, dict(value) if isinstance(value, Counter) else value) for name, value in report.user_properties
+    ]
+    return report
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what was tried, how often, and the result; one line for each test function."""
     lines: dict[str, tuple[Counter[str], Counter[str]]] = {}
@@ -62,7 +72,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in terminalreporter.stats.get(outcome, []):
             fired = dict(report.user_properties).get("fired")
             if fired is not None and report.when == "call":
-                name = report.nodeid.rpartition("::")[2].partition("[")[0].removeprefix("test_").replace("_", " ")
+                name = (
+                    report.nodeid.rpartition("::")[2]
+                    .partition("[")[0]
+                    .partition("@")[0]
+                    .removeprefix("test_")
+                    .replace("_", " ")
+                )
                 cases, faults = lines.setdefault(name, (Counter(), Counter()))
                 cases[outcome] += 1
                 faults.update(fired)

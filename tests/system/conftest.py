@@ -1,5 +1,6 @@
 """A corpus of web-like images, and an undisturbed run of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +28,15 @@ class Case:
 
 
 @pytest.fixture(scope="session")
-def case(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Case:
+def case(made_once: Callable[[str, Callable[[Path], object]], Path], tiny_model: Path) -> Case:
     """8 shards x 250 web-like images, tokenized once by one actor."""
-    folder = tmp_path_factory.mktemp("case")
-    photos = ROOT / "jobs" / "assets" / "photos"
-    make_corpus(photos, folder / "shards", CorpusConfig(shards=SHARDS, samples=SAMPLES, min_side=96, max_side=400))
-    case = Case(folder / "shards", tiny_model, folder / "output", {})
-    result = tokenmill(*case.arguments(case.output))
-    assert result.returncode == 0, result.stderr
-    return Case(case.shards, case.model, case.output, parts(case.output))
+
+    def make(folder: Path) -> None:
+        photos = ROOT / "jobs" / "assets" / "photos"
+        make_corpus(photos, folder / "shards", CorpusConfig(shards=SHARDS, samples=SAMPLES, min_side=96, max_side=400))
+        case = Case(folder / "shards", tiny_model, folder / "output", {})
+        result = tokenmill(*case.arguments(case.output))
+        assert result.returncode == 0, result.stderr
+
+    folder = made_once("case", make)
+    return Case(folder / "shards", tiny_model, folder / "output", parts(folder / "output"))

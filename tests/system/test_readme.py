@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipeline.storage import Storage
 from tests.support.commands import ROOT, environment
+from tests.support.corpora import write_corpus
 from tests.support.s3 import S3
 
 pytestmark = pytest.mark.system
@@ -95,7 +96,7 @@ def bucket(clone: Path, s3: S3) -> S3:
     """The bucket that the README speaks of."""
     url = s3.make_bucket("bucket")
     storage = Storage()
-    for shard in (clone / "demo" / "shards").iterdir():
+    for shard in write_corpus(clone / "photos", shards=4, samples=4).iterdir():
         storage.put(f"{url}/photos/{shard.name}", shard)
     for file in (ROOT / "jobs" / "assets" / "vq-f8-1024").iterdir():
         storage.put(f"{url}/vq-f16/{file.name}", file)
