@@ -121,7 +121,7 @@ def test_actor_that_dies_costs_nobody_else(run: Run, tmp_path: Path, notes: Note
 
 
 def test_attempt_that_hangs_is_ended(run: Run, tmp_path: Path, notes: Notes) -> None:
-    limits = ("limits.stall_seconds=2", "limits.sample_seconds=1", "limits.speculate_factor=0")
+    limits = ("limits.stall_seconds=6", "limits.sample_seconds=1", "limits.speculate_factor=0")
     result = run({"a": ["hang"]}, *limits)
     assert result.exit_code is ExitCode.OK
     assert fired(tmp_path, "a") == 2
@@ -181,7 +181,7 @@ def test_idle_actors_are_released_but_for_one_that_may_repeat_a_straggler(
     run: Run, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "RELEASE_SECONDS", 3.0)
-    limits = ("limits.stall_seconds=12", "limits.sample_seconds=1", "limits.speculate_factor=0")
+    limits = ("limits.stall_seconds=20", "limits.sample_seconds=1", "limits.speculate_factor=0")
     result = run({"a": ["hang"]}, "cluster.actors=1..4", "cluster.shards_in_flight=1", *limits)
     assert result.exit_code is ExitCode.OK
     joined = notes.actors.index(max(notes.actors))
