@@ -22,6 +22,7 @@ from pipeline.images import ImageConfig, describe
 from pipeline.messages import Calibration, Identity
 from pipeline.qa.config import QaConfig
 from pipeline.schedule import LimitsConfig
+from pipeline.shards.tar import TarLimits
 from pipeline.storage import Storage, StorageConfig
 from pipeline.tokens.schema import ColumnsConfig
 from pipeline.tokens.writer import OutputConfig
@@ -92,6 +93,7 @@ class JobConfig(BaseModel):
     columns: ColumnsConfig = ColumnsConfig()
     cluster: ClusterConfig = ClusterConfig()
     limits: LimitsConfig = LimitsConfig()
+    tar: TarLimits = TarLimits()
     storage: StorageConfig = StorageConfig()
     qa: QaConfig = QaConfig()
 

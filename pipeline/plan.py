@@ -94,7 +94,7 @@ def _probe(storage: Storage, probed: list[Shard], config: JobConfig) -> tuple[in
         try:
             blob = shard.blob()
             with storage.stream(blob) as stream:
-                for sample in TarReader(stream, url=shard.url, size=blob.size):
+                for sample in TarReader(stream, url=shard.url, size=blob.size, limits=config.tar):
                     samples += 1
                     text_bytes += sum(len(data) for name, data in sample.members.items() if name in stored)
             read += blob.size

@@ -29,7 +29,7 @@ from pipeline.qa.networks import Networks
 from pipeline.qa.sampling import Sampler
 from pipeline.scratch import draft_folder
 from pipeline.shards.manifest import Shard
-from pipeline.shards.tar import Sample, TarReader
+from pipeline.shards.tar import Sample, TarLimits, TarReader
 from pipeline.storage import ByteStream, Storage
 from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter, RejectedSample, Row
 from pipeline.tokens.writer import OutputConfig, PartWriter
@@ -54,6 +54,7 @@ class Line:
     output: OutputConfig
     fingerprint: str
     decode: Callable[[Mapping[str, bytes]], Prepared | Reject]
+    tar: TarLimits = field(default_factory=TarLimits)
     scratch: Path | None = None
     qa: QaConfig = field(default_factory=QaConfig)
     networks: Networks = field(default_factory=Networks)
@@ -189,7 +190,7 @@ def _views(shard: Shard, line: Line, accounts: _Accounts, attempt: Attempt) -> I
     """Every view of every good sample, in tar order; bad samples go to the accounts."""
     blob = shard.blob()
     with line.storage.stream(blob) as stream:
-        reader = TarReader(_Watched(stream, attempt), url=shard.url, size=blob.size)
+        reader = TarReader(_Watched(stream, attempt), url=shard.url, size=blob.size, limits=line.tar)
         work = ordered_map(
             line.decoders,
             lambda sample: _prepare(sample, line),

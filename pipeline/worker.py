@@ -135,6 +135,7 @@ class Worker:
             output=job.output,
             fingerprint=fingerprint,
             decode=partial(prepare_sample, image=job.image),
+            tar=job.tar,
             scratch=job.cluster.scratch,
             qa=job.qa,
             networks=self._networks,
@@ -179,7 +180,7 @@ class Worker:
             try:
                 blob = shard.blob()
                 with self._storage.stream(blob) as stream:
-                    reader = TarReader(stream, url=shard.url, size=blob.size)
+                    reader = TarReader(stream, url=shard.url, size=blob.size, limits=self._job.tar)
                     found = [find_image(s.members) for s in islice(reader, max(CALIBRATION_IMAGES, 8 * self._cpus))]
             except (ShardError, StorageError):
                 continue  # the run itself will report it

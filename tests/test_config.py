@@ -120,6 +120,16 @@ def test_empty_section_of_a_file_takes_settings(tmp_path: Path) -> None:
     assert resolve(tmp_path / "job.yaml", settings=["image.size=64"], environment={}).image.size == 64
 
 
+@pytest.mark.parametrize(
+    ("setting", "same"), [("tar.max_members=5", True), ("limits.max_attempts=5", True), ("image.size=64", False)]
+)
+def test_fingerprint_holds_only_what_changes_tokens(setting: str, same: bool) -> None:
+    found = Identity("w", {}, TokenSpec(8, 1, 1), Precision.EXACT)
+    configs = resolve(environment={}), resolve(settings=[setting], environment={})
+    plain, changed = (job_document(config, found, None, 8)["fingerprint"] for config in configs)
+    assert (plain == changed) is same
+
+
 def test_job_document_holds_no_credentials() -> None:
     secret = "s3://KEY:SECRET@bucket/x"
     config = JobConfig(shards=[secret], model=secret, output=secret)

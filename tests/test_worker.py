@@ -9,6 +9,7 @@ import pytest
 from pipeline.config import resolve
 from pipeline.errors import UsageError
 from pipeline.messages import ShardReport, Task
+from pipeline.schedule import Failure, Kind
 from pipeline.scratch import PREFIX
 from pipeline.shards.manifest import freeze
 from pipeline.storage import Storage
@@ -53,6 +54,17 @@ def test_parts_are_drafted_on_the_scratch_disk(
     assert isinstance(worker.tokenize(Task(shard, 1)), ShardReport)
     assert [path.parent.parent for path in drafted] == [scratch]
     assert list(scratch.iterdir()) == []
+
+
+def test_limits_of_a_tar(tmp_path: Path, tiny_model: Path, corpus: Path) -> None:
+    flags = {"model": str(tiny_model), "output": str(tmp_path / "out"), "image.size": 32}
+    worker = Worker(resolve(flags=flags, settings=["tar.max_member_bytes=500"], environment={}), 1, "cpu")
+    worker.load()
+    worker.start("f" * 64, 2)
+    outcome = worker.tokenize(Task(freeze(Storage(), [str(corpus / "00000.tar")])[0], 1))
+    assert isinstance(outcome, Failure)
+    assert (outcome.kind, outcome.reason) == (Kind.TASK, "limit_exceeded")
+    assert "over tar.max_member_bytes=500; raise the limit" in outcome.message
 
 
 def test_scratch_that_cannot_be_written(worker: Worker, scratch: Path) -> None:

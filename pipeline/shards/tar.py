@@ -42,7 +42,10 @@ _KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 
 
 class TarLimits(BaseModel):
-    """What a shard may ask of the reader's memory and patience; checked before anything is allocated."""
+    """What a shard may ask of the reader's memory and patience; checked before anything is allocated.
+
+    A shard over a limit fails as a whole; tokens never depend on a limit, so they are no part of the fingerprint.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -337,7 +340,7 @@ class TarReader:
         return self._damage(ShardFault.TRUNCATED, found)
 
     def _over(self, limit: str, found: str) -> ShardError:
-        return self._damage(ShardFault.LIMIT_EXCEEDED, f"{found}, over {limit}={getattr(self._limits, limit):,}")
+        return self._damage(ShardFault.LIMIT_EXCEEDED, f"{found}, over tar.{limit}={getattr(self._limits, limit):,}")
 
     def _damage(self, fault: ShardFault, found: str) -> ShardError:
         archive = "" if self._archive is self._object else " of the decompressed archive"

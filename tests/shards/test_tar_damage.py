@@ -228,7 +228,7 @@ def test_declared_size_allocates_nothing() -> None:
 @pytest.mark.parametrize("limit", list(TarLimits.model_fields))
 def test_limit_is_named_in_its_message(limit: str) -> None:
     data = pax({"path": "aa.jpg"}) + member(b"x", b"content") + bytes(2 * BLOCK)
-    with pytest.raises(ShardError, match=f"over {limit}=1; raise the limit"):
+    with pytest.raises(ShardError, match=rf"over tar\.{limit}=1; raise the limit"):
         samples_of(data, limits=TarLimits(**{limit: 1}))
 
 
