@@ -8,6 +8,7 @@
 
     storage -> local      files: plain system calls
             -> remote     object stores: the only file that imports fsspec
+            -> hub        what is different on the Hugging Face Hub
             -> multipart  S3's upload of large files
 """
 

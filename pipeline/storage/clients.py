@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from pipeline.storage import hub
 from pipeline.storage.addresses import public_session
 from pipeline.storage.config import StorageConfig
 from pipeline.urls import HTTP_SCHEMES
@@ -43,21 +44,7 @@ def send_once(scheme: str, client: Any, config: StorageConfig) -> None:
         client.service_client._config.retry_policy.total_retries = 0
         client.service_client._pipeline._transport.connection_config.read_timeout = config.stall_seconds
     elif scheme == "hf":
-        _send_once_to_the_hub(client, config.stall_seconds)
-
-
-def _send_once_to_the_hub(client: Any, stall_seconds: float) -> None:
-    from huggingface_hub import get_session, hf_file_system  # slow to import, and rarely needed
-    from huggingface_hub.utils import _pagination
-    from huggingface_hub.utils._http import http_backoff
-
-    def once(*request: Any, timeout: float | None = None, **options: Any) -> Any:
-        return http_backoff(*request, timeout=timeout or stall_seconds, max_retries=0, **options)
-
-    for module in (hf_file_system, _pagination):
-        vars(module)["http_backoff"] = once  # what stands there repeats 5 times, and waits for ever
-    get_session().timeout = stall_seconds
-    client.dircache.clear()  # it keeps listings, whatever `use_listings_cache` says
+        hub.send_once(client, config.stall_seconds)
 
 
 def _of_s3(config: StorageConfig) -> dict[str, Any]:

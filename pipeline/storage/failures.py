@@ -54,14 +54,7 @@ def translate(error: Exception, url: str) -> TokenmillError:
         Busy: the store asks for fewer requests.
         StorageError: all else; the same call may succeed later.
     """
-    if (
-        url.partition("://")[0] in HTTP_SCHEMES
-        and isinstance(error, FileNotFoundError)
-        and isinstance(error.__cause__, Exception)
-    ):
-        error = error.__cause__  # fsspec says "not found" of a server that does not answer, too
-    if isinstance(error, IndexError) and isinstance(error.__context__, OSError):
-        error = error.__context__  # s3fs looks for a number in errors that have none, as timeouts
+    error = _unwrapped(error, url)
     said = redact_text(f"{type(error).__name__}: {error}")
     status, code = answer(error)
     kind: type[TokenmillError] = UsageError
@@ -110,6 +103,18 @@ def answer(error: BaseException) -> tuple[int | None, str]:
                 return status, ""
         link = link.__cause__
     return None, ""
+
+
+def _unwrapped(error: Exception, url: str) -> Exception:
+    """What a client met, where it raises something else instead."""
+    inner: BaseException | None = None
+    if url.partition("://")[0] in HTTP_SCHEMES and isinstance(error, FileNotFoundError):
+        inner = error.__cause__  # fsspec says "not found" of a server that does not answer, too
+    elif isinstance(error, IndexError) and isinstance(error.__context__, OSError):
+        inner = error.__context__  # s3fs looks for a number in errors that have none, as timeouts
+    elif type(error) is RuntimeError:
+        inner = error.__cause__  # huggingface_hub, of an upload
+    return inner if isinstance(inner, Exception) else error
 
 
 def _hopeless(error: Exception, status: int | None, code: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import fsspec
 
 from pipeline.errors import StorageError, StoreRefused, UsageError
+from pipeline.storage import hub
 from pipeline.storage.blob import Blob, Handle
 from pipeline.storage.clients import client_options, send_once
 from pipeline.storage.config import StorageConfig
@@ -57,11 +58,17 @@ class ObjectStore:
 
     def write(self, url: str, data: bytes) -> None:
         fs, path = self._locate(url)
-        fs.pipe_file(path, data)
+        if "hf" in fs.protocol:
+            hub.upload(fs, path, data)
+        else:
+            fs.pipe_file(path, data)
 
     def delete(self, url: str) -> None:
         fs, path = self._locate(url)
-        fs.rm_file(path)
+        if "hf" in fs.protocol:
+            hub.delete(fs, path)
+        else:
+            fs.rm_file(path)
 
     def open(self, url: str) -> tuple[Blob, Handle]:
         fs, path = self._locate(url)
@@ -123,6 +130,8 @@ class ObjectStore:
             bucket, key, _ = fs.split_path(path)
             with open(source, "rb") as body:
                 fs.call_s3("put_object", Bucket=bucket, Key=key, Body=body, **_condition(if_absent))
+        elif "hf" in fs.protocol:
+            hub.upload(fs, path, source)
         else:
             fs.put_file(str(source), path, mode="create" if if_absent else "overwrite")
 
@@ -166,11 +175,7 @@ def _explained(fs: Any, path: str) -> Iterator[None]:
 
 def _info(fs: Any, path: str) -> Mapping[str, Any]:
     """What the store tells of one object."""
-    if "hf" not in fs.protocol:
-        return dict(fs.info(path))
-    found: dict[str, Any] = fs.info(path, expand_info=True)  # else without a version
-    fs.dircache[fs._parent(found["name"])] = [found]  # an open file asks for itself again, before each range
-    return found
+    return hub.info(fs, path) if "hf" in fs.protocol else dict(fs.info(path))
 
 
 def _condition(if_absent: bool) -> dict[str, str]:

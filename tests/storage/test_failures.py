@@ -78,6 +78,13 @@ def test_translation(error: Exception, kind: type[Exception]) -> None:
     assert str(translated).startswith(f"{URL}: ")
 
 
+def test_cause_of_an_upload_that_failed() -> None:
+    error = RuntimeError("Error while uploading 'a' to the Hub.")
+    error.__cause__ = answered(503, "SlowDown")
+    assert isinstance(told := translate(error, URL), Busy)
+    assert "about SlowDown" in str(told)
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -146,10 +153,13 @@ def test_retries_have_one_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts: list[str] = []
     stat = ObjectStore.stat
     monkeypatch.setattr(ObjectStore, "stat", lambda store, url: attempts.append(url) or stat(store, url))
-    start = time.monotonic()
-    with misbehaving(status=503) as server, pytest.raises(StorageError):
-        counted(server.endpoint, retry_seconds=2).stat(URL)
-    assert 2 <= len(attempts) == len(server.requests)
+    with misbehaving(status=503) as server:
+        with pytest.raises(StorageError):
+            counted(server.endpoint, retry_seconds=0).stat(URL)  # to make a client takes a second of its own
+        start = time.monotonic()
+        with pytest.raises(StorageError):
+            counted(server.endpoint, retry_seconds=2).stat(URL)
+    assert 1 + 2 <= len(attempts) == len(server.requests)
     assert time.monotonic() - start < 4
 
 

@@ -1,18 +1,25 @@
-"""`hf://`: data sets of the Hugging Face Hub are read as any store is; nothing is committed there."""
+"""`hf://`: data sets of the Hugging Face Hub are read as any store is, and written if overwriting is accepted."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
-from pipeline.commit import probe
+from pipeline.commit import Outcome, probe
 from pipeline.errors import NotFound, ShardError, ShardFault, StoreRefused
 from pipeline.model import VQModel
 from pipeline.shards.manifest import freeze
 from pipeline.storage import Storage, StorageConfig, reading
+from pipeline.tokenize_shard import tokenize_shard
+from pipeline.tokens.writer import OutputConfig
 from tests.storage.test_streams import content, drain
-from tests.support.fault_proxy import Fault, Request, fault_proxy
+from tests.support.fault_proxy import Fault, FaultProxy, Request, fault_proxy
 from tests.support.hub import REPO, Hub, hub
+from tests.support.lines import production_line
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own call
 
 URL = f"hf://datasets/{REPO}"
 
@@ -95,12 +102,80 @@ STALLS = [(word, Fault.STALL) for word in ("/tree/", "/paths-info/")]  # to the 
 def test_hub_that_fails_twice(here: Hub, failed: list[Exception], word: str, fault: Fault) -> None:
     here.files["in/a.tar"] = content(100)
     with fault_proxy(here.endpoint, Twice(word, fault)) as proxy:
-        options = {"endpoint": proxy.endpoint, "token": False}
-        storage = Storage(StorageConfig(options=options, retry_seconds=20, stall_seconds=0.5))
+        storage = through(proxy)
         assert len(storage.list_folder(f"{URL}/in")) == 1
         assert storage.read(f"{URL}/in/a.tar") == content(100)
     assert proxy.faults == {fault: 2}
     assert len(failed) == 2, "the client tries nothing again by itself"
+
+
+def through(proxy: FaultProxy, **settings: float) -> Storage:
+    options = {"endpoint": proxy.endpoint, "token": False}
+    return Storage(StorageConfig(options=options, **{"retry_seconds": 20, "stall_seconds": 0.5, **settings}))
+
+
+@pytest.fixture
+def by_lfs(here: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of 100 bytes and more are sent ahead, in the older way, which any HTTP server can speak."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    here.large = 100
+
+
+def test_whole_life_of_an_object(here: Hub, storage: Storage, tmp_path: Path) -> None:
+    url = f"{URL}/out/a b#c%20.bin"
+    storage.write(url, b"one")
+    before = storage.stat(url)
+    assert (storage.read(url), before) == (b"one", *storage.list_folder(f"{URL}/out"))
+    (tmp_path / "file").write_bytes(b"two, and longer")
+    storage.put(url, tmp_path / "file")
+    assert storage.read(url) == b"two, and longer"
+    assert storage.stat(url).etag != before.etag
+    storage.delete(url)
+    storage.delete(url)
+    assert not storage.exists(url)
+    assert here.requests["commit"] == 2 + 2
+
+
+@pytest.mark.usefixtures("by_lfs")
+def test_part(here: Hub, storage: Storage, tmp_path: Path, corpus: Path, tiny_model: Path) -> None:
+    (shard,) = freeze(Storage(), [str(corpus / "00000.tar")])
+    for output in (str(tmp_path), f"{URL}/out"):
+        with production_line(tiny_model, output, storage=storage) as line:
+            accepted = replace(line, output=OutputConfig(url=output, allow_overwrite_commit=True))
+            assert tokenize_shard(shard, accepted).outcome is Outcome.DONE
+            assert tokenize_shard(shard, accepted).outcome is Outcome.LOST
+    name = f"tokens/{shard.id}.parquet"
+    assert here.files[f"out/{name}"] == (tmp_path / name).read_bytes()
+    assert here.files[f"out/{name}"] in here.objects.values()
+
+
+STEPS = ("/preupload/", "/batch", "/lfs/", "/commit/")
+DARK = [("/lfs/", Fault.STALL), ("/commit/", Fault.STALL), ("/commit/", Fault.LOST)]
+
+
+@pytest.mark.usefixtures("by_lfs")
+@pytest.mark.parametrize(("word", "fault"), [*((step, Fault.SLOW_DOWN) for step in STEPS), *DARK])
+def test_write_that_fails_twice(here: Hub, failed: list[Exception], word: str, fault: Fault) -> None:
+    with fault_proxy(here.endpoint, Twice(word, fault)) as proxy:
+        here.endpoint = proxy.endpoint  # where it sends large files to
+        through(proxy).write(f"{URL}/out/a.bin", content(100))
+    assert here.files == {"out/a.bin": content(100)}
+    assert proxy.faults == {fault: 2}
+    assert len(failed) == 2, "the client tries nothing again by itself"
+
+
+@pytest.mark.parametrize("deed", [lambda storage, url: storage.write(url, b"new"), Storage.delete])
+def test_branch_that_moves_under_a_commit(here: Hub, deed: Callable[[Storage, str], None]) -> None:
+    here.files["out/a.bin"] = b"old"
+    with fault_proxy(here.endpoint, Twice("/commit/", Fault.TAKEN)) as proxy:
+        deed(through(proxy), f"{URL}/out/a.bin")
+    assert here.files.get("out/a.bin") in (b"new", None)
+    assert proxy.faults == {Fault.TAKEN: 2}
+
+
+def test_bucket_of_the_hub(storage: Storage) -> None:
+    with pytest.raises(NotFound):
+        storage.write("hf://buckets/tests/images/a.bin", b"x")
 
 
 def test_output_is_refused(here: Hub, storage: Storage) -> None:

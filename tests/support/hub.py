@@ -1,7 +1,14 @@
-"""As much of the Hugging Face Hub's API as reading takes, on loopback: one data set, in memory."""
+"""As much of the Hugging Face Hub's API as a run takes, on loopback: one data set with one branch, in memory.
 
+A write is a commit: the client asks how each file is to be sent (`preupload`), sends large ones ahead by their sha256
+(the batch API of git LFS, "basic" transfer), and then one document with the small ones in it and the names of the large
+ones. The real Hub would have large files sent by the Xet protocol, which only its own client in Rust speaks.
+"""
+
+import base64
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -21,11 +28,15 @@ class Hub:
     Attributes:
         endpoint: its URL.
         files: path in the data set -> content.
-        requests: how many came of each kind (`info`, `tree`, `paths-info`, `resolve`).
+        large: so many bytes and more are sent ahead.
+        objects: sha256 -> content of what was sent ahead.
+        requests: how many came of each kind (`info`, `tree`, `commit`, ...).
     """
 
     endpoint: str
     files: dict[str, bytes] = field(default_factory=dict)
+    large: float = math.inf
+    objects: dict[str, bytes] = field(default_factory=dict)
     requests: Counter[str] = field(default_factory=Counter)
     lock: Lock = field(default_factory=Lock)
 
@@ -35,8 +46,7 @@ class Hub:
 
     def _entry(self, path: str) -> dict[str, object] | None:
         if path in self.files:
-            oid = hashlib.sha1(self.files[path]).hexdigest()
-            return {"type": "file", "path": path, "size": len(self.files[path]), "oid": oid}
+            return {"type": "file", "path": path, "size": len(self.files[path]), "oid": _oid(self.files[path])}
         if any(name.startswith(f"{path}/") for name in self.files):
             return {"type": "directory", "path": path, "oid": "0" * 40}
         return None
@@ -47,6 +57,48 @@ class Hub:
         return sorted(
             {prefix + name.removeprefix(prefix).split("/")[0] for name in self.files if name.startswith(prefix)}
         )
+
+    def modes(self, asked: list[dict]) -> dict[str, object]:
+        """How each of some files is to be sent, and what lies under its name."""
+        return {"files": [self._mode(file["path"], file["size"]) for file in asked]}
+
+    def _mode(self, path: str, size: int) -> dict[str, object]:
+        known = {"oid": _oid(self.files[path])} if path in self.files else {}
+        return {"path": path, "uploadMode": "lfs" if size >= self.large else "regular", "shouldIgnore": False, **known}
+
+    def places(self, asked: list[dict]) -> dict[str, object]:
+        """Where large files are to be sent; nothing for those that are here."""
+        actions = {one["oid"]: {"upload": {"href": f"{self.endpoint}/lfs/{one['oid']}"}} for one in asked}
+        return {
+            "objects": [
+                {**one, **({} if one["oid"] in self.objects else {"actions": actions[one["oid"]]})} for one in asked
+            ]
+        }
+
+    def commit(self, lines: list[dict]) -> int:
+        """Do what a commit says, all of it or nothing; the status of the answer."""
+        with self.lock:
+            files = dict(self.files)
+            for line in lines:
+                kind, value = line["key"], line["value"]
+                if kind == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif kind == "lfsFile":
+                    files[value["path"]] = self.objects[value["oid"]]
+                elif kind == "deletedFile" and files.pop(value["path"], None) is None:
+                    return 404
+            self.files = files
+        return 200
+
+
+def _oid(content: bytes) -> str:
+    """Git's name for a file's content."""
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+
+
+def _done(endpoint: str) -> dict[str, str]:
+    """The answer to a commit."""
+    return {"commitUrl": f"{endpoint}/datasets/{REPO}/commit/{'0' * 40}", "commitOid": "0" * 40}
 
 
 @contextmanager
@@ -69,8 +121,26 @@ def hub() -> Iterator[Hub]:
                 self._answer("info", 200 if known else 404, {"id": REPO, "sha": "0" * 40})
 
         def do_POST(self) -> None:
-            form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
-            self._answer("paths-info", 200, state.entries(form["paths"]))
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            match urlsplit(self.path).path.removeprefix(f"/api/datasets/{REPO}"):
+                case "/preupload/main":
+                    self._answer("preupload", 200, state.modes(json.loads(body)["files"]))
+                case "/commit/main":
+                    status = state.commit([json.loads(line) for line in body.splitlines()])
+                    self._answer("commit", status, _done(state.endpoint))
+                case "/api/validate-yaml":
+                    self._answer("validate", 200, {"errors": [], "warnings": []})
+                case path if path == f"/datasets/{REPO}.git/info/lfs/objects/batch":
+                    self._answer("batch", 200, state.places(json.loads(body)["objects"]))
+                case _:
+                    self._answer("paths-info", 200, state.entries(parse_qs(body.decode())["paths"]))
+
+        def do_PUT(self) -> None:
+            body, name = self.rfile.read(int(self.headers["Content-Length"])), self.path.rpartition("/")[2]
+            whole = hashlib.sha256(body).hexdigest() == name
+            if whole:
+                state.objects[name] = body
+            self._answer("lfs", 200 if whole else 400, {})
 
         def _give_range(self, name: str) -> None:
             found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
