@@ -200,8 +200,9 @@ class _Run:
     def _recruit(self) -> None:
         """Ask for as many actors as may be, while shards wait; those that find no place yet join when there is one."""
         waiting, running = self._schedule.count(State.WAITING), self._schedule.count(State.RUNNING)
+        most = self._gates.actors(self.fleet.placement.most)
         if waiting or not self.fleet.actors:
-            for _ in range(min(self.fleet.placement.most, max(1, waiting + running)) - len(self.fleet.actors)):
+            for _ in range(min(most, max(1, waiting + running)) - len(self.fleet.actors)):
                 self.fleet.recruit()
 
     def _advance(self) -> None:

@@ -17,6 +17,7 @@ from pipeline.qa.statistics import entropy
 
 RUN = "run"  # where a finding about all shards lies
 JUDGED_COUNT = 8  # of fewer rows or samples a fraction says nothing
+VANGUARD = 2  # actors that start before the canaries are judged: one to do them, one so that no small run is slower
 SURE = 3.0  # standard errors that a drop of the mean must exceed the limit by
 
 
@@ -74,10 +75,17 @@ class Gates:
         self.findings: list[Finding] = []
         self.judged = 0
 
+    @property
+    def _canaries(self) -> int:
+        return self._config.canary_shards if self._config.samples_per_shard else 0
+
     def holds_back(self, running: int) -> bool:
         """Whether the next shard must wait, as the canaries are not judged yet and `running` shards are under way."""
-        canaries = self._config.canary_shards if self._config.samples_per_shard else 0
-        return self.judged < canaries <= self.judged + running
+        return self.judged < self._canaries <= self.judged + running
+
+    def actors(self, most: int) -> int:
+        """How many of `most` actors may start: the rest of a fleet would only be paid for waiting for the canaries."""
+        return min(most, max(VANGUARD, self._canaries)) if self.judged < self._canaries else most
 
     def golden(self, actor: str, agreement: float, accepted: float = 1.0) -> list[Finding]:
         """Judge a device.

@@ -97,6 +97,27 @@ def test_drop_against_the_baseline(
     assert all(finding.gate is Gate.PSNR_DROP for finding in judge.findings)
 
 
+@pytest.mark.parametrize(("config", "outliers"), [({}, 1), ({"max_divergence": None}, 0), ({"max_divergence": 1}, 0)])
+def test_divergence_gate_and_its_switch(config: dict[str, Any], outliers: int) -> None:
+    judge, other = Gates(QaConfig(**config)), np.roll(np.arange(64) < 16, 20) * 400
+    for number in range(12):
+        judge.shard(report(f"{number}", histogram=other if number == 5 else np.full(64, 100) + number))
+    assert [finding.where for finding in judge.findings] == ["s3://corpus/5.tar"] * outliers
+    assert all((finding.gate, finding.value > finding.limit) == (Gate.DIVERGENCE, True) for finding in judge.findings)
+
+
+@pytest.mark.parametrize(
+    ("canaries", "judged", "most", "actors"),
+    [(1, 0, 1, 1), (1, 0, 2, 2), (1, 0, 64, 2), (5, 4, 64, 5), (5, 4, 3, 3), (1, 1, 64, 64), (0, 0, 64, 64)],
+)
+def test_rest_of_the_fleet_waits_for_the_canaries(canaries: int, judged: int, most: int, actors: int) -> None:
+    judge = Gates(QaConfig(canary_shards=canaries))
+    for number in range(judged):
+        judge.shard(report(str(number)))
+    assert judge.actors(most) == actors
+    assert Gates(QaConfig(canary_shards=canaries, samples_per_shard=0)).actors(most) == most, "nothing is judged"
+
+
 @pytest.mark.parametrize(
     ("canaries", "judged", "running", "held"),
     [

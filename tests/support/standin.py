@@ -9,6 +9,7 @@ import os
 import time
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from pipeline.commit import Outcome
 from pipeline.errors import Reject, Stage
 from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, Task
 from pipeline.meter import Meter
+from pipeline.qa.evidence import Evidence, QaReport, pack, publish_evidence
 from pipeline.schedule import Failure, Kind
+from pipeline.storage import Storage
 from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter, RejectedSample, TokenSpec
 from pipeline.tokens.writer import OutputConfig, PartWriter
 from tests.tokens.test_schema import row
@@ -31,6 +34,7 @@ class StandIn:
         self._output = Path(job.output.url.removeprefix("file://"))  # type: ignore[attr-defined]
         self._script = json.loads((self._output.parent / "script.json").read_text())
         self._precision = job.model.resolved_precision  # type: ignore[attr-defined]
+        self._judged = job.qa.samples_per_shard > 0  # type: ignore[attr-defined]
         self._meter, self._stopped, self._fingerprint = Meter(), set(), ""
 
     def load(self) -> Identity:
@@ -63,7 +67,7 @@ class StandIn:
         }
         if deed in failures:
             return failures[deed]
-        return self._publish(task, rejects=900 if deed == "rejects" else 0)
+        return self._publish(task, rejects=900 if deed == "rejects" else 0, copies=90 if deed == "placeholders" else 0)
 
     def cancel(self, shard: str, number: int) -> None:
         self._stopped.add((shard, number))
@@ -89,7 +93,7 @@ class StandIn:
             time.sleep(1000)
         return deed
 
-    def _publish(self, task: Task, rejects: int) -> ShardReport:
+    def _publish(self, task: Task, rejects: int, copies: int) -> ShardReport:
         rows = 1 if "quiet" in self._script else 100
         counts = Counts(rows + rejects, rows, rows, rejects)
         shard = {"id": task.shard.id, "url": task.shard.url, "size": task.shard.size, "etag": task.shard.etag}
@@ -99,9 +103,31 @@ class StandIn:
         with PartWriter(path, SPEC, ColumnsConfig(), task.shard.url, OutputConfig()) as writer:
             writer.add([row(i) for i in range(rows)], np.zeros((rows, 2, 2), np.int64))
             writer.finish(PartFooter(self._fingerprint, shard, SPEC, counts, bad))
+        qa = self._inspect(task, counts, copies) if self._judged else None
         path.replace(self._output / "tokens" / f"{task.shard.id}.parquet")
         self._meter.count(images=rows, samples=rows + rejects, bytes_read=task.shard.size or 0)
-        return ShardReport(counts, Outcome.DONE)
+        return ShardReport(counts, Outcome.DONE, qa=qa)
+
+    def _inspect(self, task: Task, counts: Counts, copies: int) -> QaReport:
+        report = QaReport(
+            fingerprint=self._fingerprint,
+            shard={"id": task.shard.id, "url": task.shard.url},
+            counts=counts,
+            rejects_by_reason={"corrupt": counts.rejects} if counts.rejects else {},
+            codebook_size=SPEC.codebook_size,
+            packed=pack(np.full(SPEC.codebook_size, 6)),
+            out_of_range=0,
+            constant_grids=0,
+            duplicate_grids=copies,
+            split_divergence=0.02,
+            sizes={},
+            aspects={},
+            psnr=None,
+            ssim=None,
+        )
+        with TemporaryDirectory() as folder:
+            publish_evidence(Storage(), str(self._output), Evidence(report, []), Path(folder))
+        return report
 
 
 class RemoteStandIn:

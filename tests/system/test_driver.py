@@ -147,6 +147,40 @@ def test_garbage_stops_the_run(run: Run, tmp_path: Path) -> None:
     assert result.summary["shards"]["committed"] < 8
 
 
+JUDGED = ("qa.samples_per_shard=4", "cluster.shards_in_flight=1")
+COPIES = {"a": ["placeholders"]}
+
+
+@pytest.mark.parametrize(("script", "actors", "code"), [(COPIES, 2, ExitCode.INCOMPLETE), ({}, 4, ExitCode.OK)])
+def test_rest_of_the_fleet_starts_when_the_canary_has_passed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: dict, actors: int, code: ExitCode
+) -> None:
+    asked, recruit = [], fleet.Fleet.recruit
+    monkeypatch.setattr(fleet.Fleet, "recruit", lambda self: asked.append(self) or recruit(self))
+    result = run(script, *JUDGED, "cluster.actors=4")
+    assert (result.exit_code, len(asked)) == (code, actors)
+    assert fired(tmp_path, "b") == (not script), "no other shard began"
+
+
+def test_gate_that_failed_fails_again_until_its_limit_is_changed(run: Run, tmp_path: Path) -> None:
+    first = run(COPIES, *JUDGED)
+    [finding] = first.summary["gates"]
+    assert (first.exit_code, first.summary["shards"]["committed"]) == (ExitCode.INCOMPLETE, 1)
+    assert (finding["gate"], finding["where"][-5:], finding["value"]) == ("duplicate_grids", "a.tar", 0.9)
+    again = run({}, *JUDGED)
+    assert (again.exit_code, again.summary["gates"]) == (ExitCode.INCOMPLETE, [finding])
+    assert fired(tmp_path, "a") + fired(tmp_path, "b") == 1, "nothing was tried"
+    opened = run({}, *JUDGED, "qa.max_duplicate_fraction=null")
+    assert (opened.exit_code, opened.summary["gates"]) == (ExitCode.OK, [])
+    assert opened.summary["shards"]["committed"] == 8
+
+
+def test_gate_that_only_marks_lets_the_run_go_on(run: Run) -> None:
+    result = run(COPIES, *JUDGED, "qa.on_fail=mark")
+    assert (result.exit_code, result.summary["shards"]["committed"]) == (ExitCode.INCOMPLETE, 8)
+    assert [finding["gate"] for finding in result.summary["gates"]] == ["duplicate_grids"]
+
+
 @pytest.mark.parametrize(
     ("script", "settings", "error", "says"),
     [
