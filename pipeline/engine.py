@@ -22,7 +22,7 @@ import torch
 from pipeline.encoding import Precision, batch_shapes, padded_size
 from pipeline.errors import ModelError
 from pipeline.meter import Meter, Part
-from pipeline.model import VQModel
+from pipeline.model import VQModel, denormalise
 from pipeline.tokens.schema import TokenSpec
 
 CPU_IMAGES = 2
@@ -182,7 +182,7 @@ class Engine:
         grids = torch.from_numpy(indices).to(self.device)
         few = min(self._fits, FIRST_BATCH[self.device.type])
         with torch.inference_mode(), _arithmetic(self.device, self.precision):
-            return torch.cat([_to_uint8(self._model.decode_indices(some)) for some in torch.split(grids, few)])
+            return torch.cat([denormalise(self._model.decode_indices(some)) for some in torch.split(grids, few)])
 
     def _halving(self, batch: torch.Tensor) -> torch.Tensor:
         """Encode a batch; if the device's memory does not suffice, in halves from now on."""
@@ -271,11 +271,6 @@ def _padded(images: Images, size: int) -> Images:
     padded = np.zeros((size, *images.shape[1:]), np.uint8)
     padded[: len(images)] = images
     return padded
-
-
-def _to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """Images [n, C, H, W] in [-1, 1] as uint8 [n, H, W, C]: the way back from `normalise`."""
-    return images.float().add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def _arithmetic(device: torch.device, precision: Precision) -> AbstractContextManager[object]:

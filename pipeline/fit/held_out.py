@@ -1,6 +1,5 @@
 """How good the model is on images that it does not train on, in figures and to look at."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,8 @@ import torch
 from PIL import Image
 
 from pipeline.fit.crops import UINT8
-from pipeline.model import VQModel
+from pipeline.model import VQModel, denormalise
+from pipeline.qa.statistics import psnr
 
 STRIP_IMAGES = 8
 _GAP = 4  # pixels
@@ -19,8 +19,8 @@ def reconstruct(model: VQModel, image: UINT8) -> tuple[UINT8, torch.Tensor]:
     """`image` uint8 [H, W, 3] through the tokens and back, as a run would store them; and the tokens [h * w]."""
     pixels = torch.from_numpy(image)[None].to(model.device)
     indices = model.encode_indices(pixels)
-    decoded = model.decode_indices(indices)[0].float().add(1).mul(127.5).round().clamp(0, 255)
-    return decoded.to(torch.uint8).permute(1, 2, 0).cpu().numpy(), indices.flatten().cpu()
+    decoded: UINT8 = denormalise(model.decode_indices(indices))[0].cpu().numpy()
+    return decoded, indices.flatten().cpu()
 
 
 def measure(model: VQModel, images: Sequence[UINT8]) -> tuple[float, float]:
@@ -28,8 +28,7 @@ def measure(model: VQModel, images: Sequence[UINT8]) -> tuple[float, float]:
     psnrs, used = [], torch.zeros(model.codebook_size, dtype=torch.bool)
     for image in images:
         decoded, indices = reconstruct(model, image)
-        error = float(np.mean((image.astype(np.float64) - decoded.astype(np.float64)) ** 2))
-        psnrs.append(10 * math.log10(255**2 / max(error, 1e-6)))
+        psnrs.append(psnr(image, decoded))
         used[indices] = True
     return float(np.mean(psnrs)), used.float().mean().item()
 

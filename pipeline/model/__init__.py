@@ -2,6 +2,14 @@
 
 from pipeline.model.checkpoint import weights_hash
 from pipeline.model.config import VQModelConfig
-from pipeline.model.vq_model import VQDecoderOutput, VQEncoderOutput, VQModel, normalise
+from pipeline.model.vq_model import VQDecoderOutput, VQEncoderOutput, VQModel, denormalise, normalise
 
-__all__ = ["VQDecoderOutput", "VQEncoderOutput", "VQModel", "VQModelConfig", "normalise", "weights_hash"]
+__all__ = [
+    "VQDecoderOutput",
+    "VQEncoderOutput",
+    "VQModel",
+    "VQModelConfig",
+    "denormalise",
+    "normalise",
+    "weights_hash",
+]

@@ -48,6 +48,11 @@ def normalise(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float().div_(_HALF_RANGE).sub_(1.0)
 
 
+def denormalise(images: Tensor) -> Tensor:
+    """Images [B, C, H, W] in [-1, 1] to uint8 [B, H, W, C], rounded: the way back from `normalise`."""
+    return images.float().add(1.0).mul(_HALF_RANGE).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
 class VQModel(nn.Module):
     """An encoder, a codebook and a decoder.
 

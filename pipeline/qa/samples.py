@@ -1,6 +1,5 @@
 """Rows of a finished run beside the images they came from: read back from the parts, not from memory."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 
 from pipeline.errors import Reject
 from pipeline.images import ImageConfig, find_image, prepare
-from pipeline.model import VQModel
+from pipeline.model import VQModel, denormalise
+from pipeline.qa.statistics import psnr
 from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import TarReader
 from pipeline.storage import Storage
@@ -36,8 +36,7 @@ class Sampled:
     @property
     def psnr(self) -> float:
         """Peak signal-to-noise ratio of the reconstruction (dB, peak 255)."""
-        error = np.mean((self.original.astype(np.float64) - self.reconstruction.astype(np.float64)) ** 2)
-        return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+        return psnr(self.original, self.reconstruction)
 
 
 def read_back(
@@ -74,7 +73,5 @@ def read_back(
 
 def _decode(model: VQModel, row: dict[str, Any]) -> Pixels:
     grid = np.array(row["tokens"], np.int64).reshape(1, row["grid_height"], row["grid_width"])
-    with torch.inference_mode():
-        image = model.decode_indices(torch.from_numpy(grid))[0]
-    pixels: Pixels = image.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    pixels: Pixels = denormalise(model.decode_indices(torch.from_numpy(grid)))[0].numpy()
     return pixels

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.model import VQModel, VQModelConfig, normalise
+from pipeline.model import VQModel, VQModelConfig, denormalise, normalise
 
 
 @pytest.fixture
@@ -25,6 +25,13 @@ def test_tokens_of_uint8_and_of_normalised_images(tiny: VQModel, noise: Tensor) 
 def test_normalised_range() -> None:
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
     assert normalise(images).flatten().tolist() == pytest.approx([-1.0, -0.6, 1.0])
+
+
+def test_pixels_come_back() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(3).reshape(2, 8, 16, 3)
+    assert torch.equal(denormalise(normalise(pixels)), pixels)
+    between = torch.tensor([0.4, 0.6, 254.4, 254.6]).sub(127.5).div(127.5)
+    assert denormalise(between.view(1, 1, 2, 2)).flatten().tolist() == [0, 1, 254, 255]
 
 
 def test_tokens_are_the_quantized_latents(tiny: VQModel, noise: Tensor) -> None:
