@@ -136,8 +136,8 @@ class _Leader:
         self._held_out = list(task.held_out.squares(config.held_out_side)) if task.held_out else []
         if task.held_out and not self._held_out:
             raise UsageError("held-out images: must be at least one that can be decoded, got none")
-        side = max(config.crop, config.final_crop)
-        self._shown = self._held_out or training.crops.middles(side, STRIP_IMAGES)
+        self._side = max(config.crop, config.final_crop)
+        self._shown = self._held_out or training.crops.middles(self._side, STRIP_IMAGES)
 
     def record(self, report: FitReport) -> FitReport:
         """Writes a report down; at a checkpoint also everything else. Returns it with the held-out figures, if due."""
@@ -161,6 +161,5 @@ class _Leader:
     def finish(self) -> None:
         """Leaves a finished model with its golden images; the state becomes a record of what it was trained with."""
         stored = VQModel.from_pretrained(self._task.folder)  # as others will load it: rounded, on the CPU
-        pictures = procedural_pictures(self._task.config.held_out_side)
-        write_golden(self._task.folder, make_golden(stored, pictures))
+        write_golden(self._task.folder, make_golden(stored, procedural_pictures(self._side)))
         write_state(self._task.folder, replace(self._training.state(), tensors={}, trainer={}))

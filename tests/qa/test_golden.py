@@ -36,6 +36,14 @@ def golden() -> list[Golden]:
     return make_golden(VQModel.from_pretrained(DEMO_MODEL), procedural_pictures(64))
 
 
+def test_demo_model_brings_its_golden_images() -> None:
+    shipped = read_golden(Storage(), str(DEMO_MODEL))
+    assert shipped
+    engine = Engine(VQModel.from_pretrained(DEMO_MODEL), image_size=256)
+    assert not fails(golden_agreement(engine, shipped))
+    engine.close()
+
+
 def fails(agreement: float) -> bool:
     return [finding.gate for finding in Gates(QaConfig()).golden("actor", agreement, 0.99)] == [Gate.GOLDEN]
 
