@@ -49,6 +49,24 @@ def test_samples_are_the_images_and_what_their_tokens_give(evidence: Evidence, d
         assert (sample.entropy, sample.top_code) == (pytest.approx(entropy(counts)), counts.max() / counts.sum())
 
 
+def test_tokens_are_decoded_as_they_stand_in_the_part(demo_engine: Engine, tmp_path: Path) -> None:
+    """A writer that swaps two grids: what was stored shows, not what was meant."""
+    pixels = photo_crops(2, SIZE)
+    tokens, rows, counts = demo_engine.encode(pixels), [row(0), row(1)], Counts(2, 2, 2, 0)
+    swapped = tokens[::-1].copy()
+    footer = PartFooter("f" * 64, {"id": "a", "url": "a.tar"}, demo_engine.spec, counts)
+    sampler = Sampler(2, 1024)
+    sampler.add(rows, pixels, tokens)
+    with PartWriter(tmp_path / "a", demo_engine.spec, ColumnsConfig(), "a.tar", OutputConfig()) as writer:
+        writer.add(rows, swapped)
+        writer.finish(footer)
+    decoded = demo_engine.decode(swapped)
+    for sample in inspect_shard(tmp_path / "a", footer, sampler, demo_engine).samples:
+        expected = psnr(pixels[sample.sample_index], decoded[sample.sample_index])
+        assert sample.psnr == pytest.approx(expected, abs=0.05)
+        assert expected < 15
+
+
 def test_report_sums_all_rows(evidence: Evidence, demo_engine: Engine) -> None:
     found, drawn = evidence.report, evidence.samples[:4]
     tokens = np.concatenate([demo_engine.encode(photo_crops(40, SIZE)[i : i + 16]) for i in (0, 16, 32)])
