@@ -56,6 +56,10 @@ class ClusterConfig(BaseModel):
         description="folder for unfinished parts, on a local disk of each node; null is the system's temporary folder",
     )
 
+    price_per_actor_hour: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="what an actor costs, for the report (your currency per hour)"
+    )
+
     @field_validator("scratch", mode="before")
     @classmethod
     def _absolute(cls, scratch: Any) -> Any:

@@ -107,6 +107,7 @@ class _Run:
             bytes_to_do=sum(shard.size or 0 for shard in todo.pending),
             decode_threads=placement.cpus,
             shards_in_flight=config.cluster.shards_in_flight,
+            price_per_actor_hour=config.cluster.price_per_actor_hour,
         )
         self.fleet = Fleet(config, placement)
         self._identity: Identity | None = None
@@ -161,6 +162,7 @@ class _Run:
             return Result(code, message, self._output.summary() or {}, rates, time.monotonic() - began)
         code, message, summary = ending.account(self._schedule.quarantined(), stopped=stopped, gate=self._gate)
         if self._config.qa.samples_per_shard:
+            self._monitor.end(self.fleet.most_at_work)
             ending.report(self._monitor.timeline)
         return Result(code, message, summary, rates, time.monotonic() - began)
 

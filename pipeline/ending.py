@@ -83,7 +83,8 @@ class Ending:
         storage, url = self.output.storage, self.output.url
         try:
             with suppress(KeyboardInterrupt), self.stop.interrupting():
-                storage.write(join(url, "report", "events.json"), timeline.to_json())
+                if timeline.points:  # else this run did nothing, and the log of the last one that did is kept
+                    storage.write(join(url, "report", "events.json"), timeline.to_json())
                 report = make_report(storage, url, now=datetime.now(UTC), on_read=self._show)
                 publish_report(storage, report, join(url, "report", "index.html"))
         except TokenmillError as error:

@@ -86,6 +86,7 @@ class Monitor:
     bytes_to_do: int
     decode_threads: int
     shards_in_flight: int
+    price_per_actor_hour: float | None = None
     now: Callable[[], float] = time.monotonic
     calibration: Calibration | None = None
     samples: int = 0
@@ -100,7 +101,7 @@ class Monitor:
 
     def __post_init__(self) -> None:
         self._moved = self.now()
-        self.timeline = Timeline(self._lanes(1))
+        self.timeline = Timeline(self._lanes(1), self.price_per_actor_hour)
 
     def begun(self) -> None:
         """A shard was assigned."""
@@ -162,6 +163,13 @@ class Monitor:
             bound=bound(total.busy, self._lanes(actors), passed),
             actors=actors,
         )
+
+    def end(self, actors: int) -> None:
+        """No shard will come any more: the timeline ends with the last one."""
+        if self._first is not None and self._last is not None:
+            total = self._total()  # the last pulse came before the last rows
+            images = max(total.images, self.rows)
+            self.timeline.end(Point(self._last - self._first, images, actors, total.busy))
 
     def rates(self, actors: int) -> Rates:
         """Throughput of this run beside its ceilings."""

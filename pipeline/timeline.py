@@ -31,22 +31,33 @@ class Timeline:
 
     Attributes:
         lanes: threads or devices of one actor that work at a stage.
+        price_per_actor_hour: what an actor costs, in the user's currency; None if that is not known.
     """
 
     lanes: Mapping[str, int]
+    price_per_actor_hour: float | None = None
     points: list[Point] = field(default_factory=list)
     spacing: float = POINT_SECONDS
 
     def add(self, point: Point) -> None:
         """Keep a point if it is time for one."""
-        if point.seconds < (self.points[-1].seconds if self.points else 0.0) + self.spacing:
+        if point.seconds < self._last + self.spacing:
             return
         self.points.append(point)
         if len(self.points) > MOST_POINTS:
             self.spacing *= 2
             self.points = self.points[1::2]
 
+    def end(self, point: Point) -> None:
+        """Keep the last point, so that the end of a run is in its log, however short it was."""
+        if point.seconds > self._last:
+            self.points.append(point)
+
+    @property
+    def _last(self) -> float:
+        return self.points[-1].seconds if self.points else 0.0
+
     def to_json(self) -> bytes:
         """As `pipeline.qa.report.throughput` reads it."""
-        points = [asdict(point) for point in self.points]
-        return json.dumps({"schema": 1, "lanes": self.lanes, "points": points, "price_per_actor_hour": None}).encode()
+        document = {"schema": 1, "lanes": self.lanes, "points": [asdict(point) for point in self.points]}
+        return json.dumps(document | {"price_per_actor_hour": self.price_per_actor_hour}).encode()

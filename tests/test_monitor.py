@@ -10,6 +10,7 @@ from pipeline.meter import Reading, bound
 from pipeline.monitor import ExitCode, Monitor, Rates, verdict
 from pipeline.progress import Plain, clock
 from pipeline.schedule import LimitsConfig, Schedule
+from pipeline.timeline import Point
 from pipeline.tokens.schema import ColumnsConfig, Counts
 
 
@@ -67,6 +68,19 @@ def test_rates_beside_their_ceilings(time: Clock, device: str, together: float) 
     assert rates.bound == pytest.approx(together)
     assert rates.fraction == pytest.approx(15 / together)
     assert watch.rates(actors=2).bound == pytest.approx(2 * together)
+
+
+def test_timeline_ends_with_the_last_shard(time: Clock) -> None:
+    watch = monitor(time)
+    watch.end(3)
+    assert watch.timeline.points == [], "nothing began"
+    watch.begun()
+    time.now += 2
+    watch.reading("x", Reading({"encode": 1.5}, 80, 80, 0, 10))
+    watch.committed(report(100))
+    time.now += 60
+    watch.end(3)
+    assert watch.timeline.points == [Point(2.0, 100, 3, {"encode": 1.5})]
 
 
 def test_rates_of_nothing() -> None:

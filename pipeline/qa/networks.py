@@ -21,7 +21,10 @@ from pipeline.qa.config import QaConfig
 
 AT_ONCE = 2  # pairs of images; at 1,024 pixels VGG16 takes 1 GB for one
 MAX_FEATURES = 4096  # of an image; the report holds square matrices of that side
-WITHOUT = {"lpips": "no weight file was given (qa.lpips_weights)", "rfid": "none was given (qa.inception_weights)"}
+WITHOUT = {
+    "lpips": "no weight file was given (qa.lpips_weights)",
+    "rfid": "no weight file was given (qa.inception_weights)",
+}
 
 Images = npt.NDArray[np.uint8]
 

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UsageError
+from pipeline.meter import Part
 from pipeline.qa.report import Report, make_report, publish_report
+from pipeline.qa.report.plots import busy_over_time, rate_over_time
 from pipeline.qa.report.run import MAX_SHARDS, choose
 from pipeline.storage import Storage
+from pipeline.timeline import Point, Timeline
 from tests.support.evidence_files import RunCase, ShardCase, healthy, view
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
@@ -265,19 +268,42 @@ def test_runs_with_nothing_in_common(tmp_path: Path) -> None:
 # --- speed and safety ------------------------------------------------------------------------------------------------
 
 
-def test_throughput_from_the_log_of_counters(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("seconds", "unit"), [(3.0, "seconds"), (130.0, "minutes"), (9000.0, "hours")])
+def test_time_axis_has_a_unit_that_suits_it(seconds: float, unit: str) -> None:
+    ends = np.array([seconds / 2, seconds])
+    for plot in (rate_over_time(ends, np.array([5.0, 7.0])), busy_over_time(ends, {"encode": np.array([0.5, 1.0])})):
+        assert f"{unit} since the start</text>" in plot
+        assert plot.count('<path class="line') == 1
+
+
+def test_every_stage_has_a_colour(tmp_path: Path) -> None:
+    output = healthy().write(tmp_path / "run")
+    (output / "report").mkdir()
+    log = Timeline({}, points=[Point(60.0, 10, 1, dict.fromkeys(Part, 1.0))])
+    (output / "report" / "events.json").write_bytes(log.to_json())
+    page = report(output).page
+    for number, stage in enumerate(Part):
+        assert f'<span class="swatch s{number}"></span>{stage} ' in page
+        assert page.count(f"--s{number}: ") == 2, "light and dark"
+        assert f".plot .s{number} {{ stroke: var(--s{number}); }}" in page
+
+
+@pytest.mark.parametrize(("price", "cost"), [(3.0, 0.1), (0.0, 0.0), (None, None)])
+def test_throughput_from_the_log_of_counters(price: float | None, cost: float | None, tmp_path: Path) -> None:
     output = healthy().write(tmp_path / "run")
     points = [{"seconds": 10.0 * n, "images": 50 * n, "actors": 2, "busy": {"encode": 18.0 * n}} for n in range(1, 7)]
-    log = {"schema": 1, "lanes": {"encode": 1}, "points": points, "price_per_actor_hour": 3.0}
+    log = {"schema": 1, "lanes": {"encode": 1}, "points": points, "price_per_actor_hour": price}
     (output / "report").mkdir()
     (output / "report" / "events.json").write_text(json.dumps(log))
-    speed = numbers(output)["speed"]
+    made = report(output)
+    speed = made.document["runs"][0]["speed"]
     assert (speed["images_per_second"], speed["bound"], speed["device_busy"]) == (
         pytest.approx(5),
         "encode",
         pytest.approx(0.9),
     )
-    assert (speed["actor_hours"], speed["cost"]) == (pytest.approx(1 / 30), pytest.approx(0.1))
+    assert (speed["actor_hours"], speed["cost"]) == (pytest.approx(1 / 30), pytest.approx(cost))
+    assert ("<dt>Cost</dt>" in made.page) is (cost is not None)
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,14 @@ def test_pictures_are_enlarged_by_click_and_closed_by_button(chrome: Chrome, pag
     assert not dialog.is_displayed()
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_findings_of_gates_are_in_sight(chrome: Chrome, pages: dict[str, Path], width: int) -> None:
+    look(chrome, pages["one"], width=width)
+    finding = chrome.find_element(By.CSS_SELECTOR, ".gates tbody td:last-child")
+    assert finding.text == FINDING["message"]
+    assert 0 < finding.rect["x"] < finding.rect["x"] + finding.rect["width"] < width
+
+
 def test_gate_leads_to_its_shard(chrome: Chrome, pages: dict[str, Path]) -> None:
     look(chrome, pages["one"])
     chrome.find_element(By.CSS_SELECTOR, ".verdict td a").click()

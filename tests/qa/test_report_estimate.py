@@ -65,6 +65,12 @@ def test_entropy_by_place() -> None:
     assert positional_entropy(tokens) == pytest.approx([0.0, 1.0, 2.0])
 
 
+@pytest.mark.parametrize(("values", "bins"), [(1, 6), (16, 6), (100, 10), (2000, 24), (10**5, 24)])
+def test_bins_are_as_many_as_the_values_deserve(values: int, bins: int) -> None:
+    edges = common_edges([np.arange(values, dtype=float), [5.0]])
+    assert len(edges) == bins + 1
+
+
 def test_bins_of_equal_values_have_a_width() -> None:
     edges = common_edges([[3.0, 3.0]])
     assert edges[0] < 3 < edges[-1]

@@ -13,7 +13,7 @@ from pipeline.qa.statistics import entropy
 
 Floats = npt.NDArray[np.float64]
 
-BINS = 24
+MOST_BINS, FEWEST_BINS = 24, 6
 Z_975 = 1.959964  # of the normal distribution
 T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)  # 1 to 10 degrees of freedom
 
@@ -95,12 +95,16 @@ def t_975(degrees: int) -> float:
 
 
 def common_edges(series: Sequence[Sequence[float]]) -> Floats:
-    """Edges of `BINS` equal bins over all values of all series; there must be a value."""
+    """Edges of equal bins over all values of all series; there must be a value.
+
+    Twice the cube root of the values in the longest series makes as many bins (Rice's rule), within bounds.
+    """
     values = np.concatenate([np.asarray(numbers, float) for numbers in series])
+    bins = math.ceil(2 * max(map(len, series)) ** (1 / 3))
     low, high = float(values.min()), float(values.max())
     if high - low < 1e-9:
         low, high = low - 0.5, high + 0.5
-    return np.linspace(low, high, BINS + 1)
+    return np.linspace(low, high, min(MOST_BINS, max(FEWEST_BINS, bins)) + 1)
 
 
 # --- codes -----------------------------------------------------------------------------------------------------------

@@ -114,7 +114,9 @@ class Speed:
     Attributes:
         bound: the stage whose lanes were busy longest, and their share of the time.
         device_busy: share of the time the devices computed.
-        cost: in USD, None if the price is not known.
+        device: what they are.
+        price: of an actor (the user's currency per hour), None if the user did not tell.
+        cost: of the actor-hours, likewise.
     """
 
     seconds: float
@@ -123,6 +125,8 @@ class Speed:
     bound: str
     busy: dict[str, float]
     device_busy: float
+    device: str
+    price: float | None
     cost: float | None
 
 
@@ -313,6 +317,8 @@ def _speed(run: Run) -> Speed | None:
         bound=max(busy, key=lambda stage: busy[stage]),
         busy=busy,
         device_busy=busy["encode"],
+        device=str((run.job.get("calibration") or {}).get("device", "")),
+        price=price,
         cost=None if price is None else hours * price,
     )
 

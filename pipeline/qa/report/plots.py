@@ -14,6 +14,7 @@ from pipeline.qa.report.estimate import Estimate, common_edges
 CURVE_POINTS = 160  # of a sorted curve, evenly on its logarithmic axis
 MAX_HEAT_SIDE = 32  # cells; larger grids are averaged down
 SPEED_POINTS = 300
+TIME_UNITS = ((2 * 3600, 3600, "hours"), (2 * 60, 60, "minutes"), (0, 1, "seconds"))  # from so many seconds on
 
 _CELL = Markup('<rect class="cell" x="{0:.1f}" y="{1:.1f}" width="{2:.1f}" height="{2:.1f}" fill-opacity="{3:.2f}"/>')
 
@@ -119,30 +120,30 @@ def heat(grid: npt.NDArray[np.float64], title: str, unit: str) -> Markup:
 
 
 def rate_over_time(ends: npt.NDArray[Any], rates: npt.NDArray[Any]) -> Markup:
-    """Images per second over the hours of a run."""
-    hours, some = _thin(ends / 3600), _thin(rates)
+    """Images per second over the time of a run (seconds)."""
+    (times, unit), some = _in_units(ends), _thin(rates)
     top = float(max(some.max(), 1e-9))
     frame = Frame(
         "Throughput over time",
-        f"{some.min():.4g} to {top:.4g} images/s over {hours[-1]:.3g} hours",
-        Scale("hours since the start", 0, float(hours[-1])),
+        f"{some.min():.4g} to {top:.4g} images/s over {times[-1]:.3g} {unit}",
+        Scale(f"{unit} since the start", 0, times[-1]),
         Scale("images/s", 0, top * 1.05),
     )
-    frame.path(list(zip(hours.tolist(), some.tolist(), strict=True)), "line a")
+    frame.path(_held(times, some), "line a")
     return frame.svg()
 
 
 def busy_over_time(ends: npt.NDArray[Any], shares: Mapping[str, npt.NDArray[Any]]) -> Markup:
     """The share of each stage's lanes that was busy; the lines carry the classes s0, s1, ... in the order given."""
-    hours = _thin(ends / 3600).tolist()
+    times, unit = _in_units(ends)
     frame = Frame(
         "Busy share of each stage",
         "; ".join(f"{stage} {float(share.mean()):.0%} on average" for stage, share in shares.items()),
-        Scale("hours since the start", 0, hours[-1]),
+        Scale(f"{unit} since the start", 0, times[-1]),
         Scale("", 0, 1.05, percent=True),
     )
     for number, share in enumerate(shares.values()):
-        frame.path(list(zip(hours, _thin(share).tolist(), strict=True)), f"line s{number}")
+        frame.path(_held(times, _thin(share)), f"line s{number}")
     return frame.svg()
 
 
@@ -171,6 +172,17 @@ def _sorted_shares(counts: npt.NDArray[np.int64]) -> list[tuple[float, float]]:
     ordered = np.sort(counts[counts > 0])[::-1] / counts.sum()
     ranks = np.unique(np.geomspace(1, len(ordered), CURVE_POINTS).round().astype(int))
     return [(float(rank), float(ordered[rank - 1])) for rank in ranks]
+
+
+def _in_units(ends: npt.NDArray[Any]) -> tuple[list[float], str]:
+    """Ends of the stretches (seconds) in a unit that suits the last one, and its name."""
+    size, unit = next((size, unit) for least, size, unit in TIME_UNITS if ends[-1] >= least)
+    return _thin(ends / size).tolist(), unit
+
+
+def _held(times: Sequence[float], values: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
+    """(time, value) of each stretch at its end; the first one's value also at the start, where it began."""
+    return [(0.0, float(values[0])), *zip(times, values.tolist(), strict=True)]
 
 
 def _thin(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

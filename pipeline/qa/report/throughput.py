@@ -44,7 +44,9 @@ class Throughput(BaseModel):
     version: Literal[1] = Field(alias="schema")
     lanes: dict[str, int] = Field(description="threads or devices of one actor that work at a stage")
     points: list[Point] = Field(max_length=10_000, description="later ones last")
-    price_per_actor_hour: Number | None = Field(None, description="what an actor costs (USD/h), null if not known")
+    price_per_actor_hour: Number | None = Field(
+        None, description="what an actor costs (user's currency/h), null if not known"
+    )
 
     @field_validator("points")
     @classmethod
