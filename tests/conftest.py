@@ -11,6 +11,8 @@ from tests.support.corpora import write_corpus
 from tests.support.models import save_tiny_model
 from tests.support.s3 import s3, store_url
 
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels then run on a CPU
+
 __all__ = ["s3", "store_url"]  # fixtures
 
 

@@ -10,6 +10,7 @@ FLOORS: dict[str, int] = {
     "pipeline.errors": 0,
     "pipeline.urls": 1,
     "pipeline.storage": 1,
+    "pipeline.kernels": 1,
     "pipeline.model": 1,
     "pipeline.images": 1,
     "pipeline.encoding": 1,

@@ -5,6 +5,7 @@
   code search: nothing of the decoder, no loss, no gather.
 """
 
+import copy
 from os import PathLike
 from typing import Any, NamedTuple, Self
 
@@ -188,9 +189,32 @@ class VQModel(nn.Module):
         Raises:
             ValueError: the images' dtype, dimensions, channels or sides do not suit the model.
         """
+        return self.quantize.indices(self.encode_latents(images))
+
+    @torch.no_grad()
+    def encode_latents(self, images: Tensor) -> Tensor:
+        """Latents [B, embed_dim, h, w], not quantized, of images as `encode_indices` takes them.
+
+        Raises:
+            ValueError: as `encode_indices`.
+        """
         self._check_images(images)
         pixels = normalise(images) if images.dtype == torch.uint8 else images
-        return self.quantize.indices(self._latents(pixels.to(self.dtype)))
+        return self._latents(pixels.to(self.dtype))
+
+    def with_half_encoder(self, dtype: torch.dtype) -> Self:
+        """This model with an encoder that computes in float16 or bfloat16; all the rest is shared.
+
+        Convolutions and linear layers are copied and rounded. Norms sum in float32, and the last convolution,
+        `quant_conv` and the codes stay float32: docs/precision.md has what that is worth.
+        """
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.encoder = copy.deepcopy(self.encoder)
+        for module in other.encoder.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and module is not other.encoder.conv_out:
+                module.to(dtype)
+        return other
 
     @torch.no_grad()
     def decode_indices(self, indices: Tensor) -> Tensor:

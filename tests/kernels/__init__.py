@@ -1,0 +1,1 @@
+"""Triton kernels, held to their plain torch twins in Triton's interpreter."""
