@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jobs import demo, fit, plan, report, run, status, verify
+from jobs import bench, demo, fit, plan, report, run, status, verify
 from jobs.options import options_help
 from pipeline.errors import TokenmillError, UsageError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.main)
 app.command("plan", epilog=options_help())(plan.main)
+app.command("bench", epilog=options_help())(bench.main)
 app.command("run", epilog=options_help())(run.main)
 app.command("status")(status.main)
 app.command("verify")(verify.main)

@@ -144,16 +144,15 @@ class Worker:
 
     def tokenize(self, task: Task) -> ShardReport | Failure:
         """One attempt at one shard."""
-        assert self._line is not None, "start() comes first"
+        line = self.line
         key = task.shard.id, task.attempt
         attempt = self._attempts[key] = Attempt()
         try:
             if not task.careful:
-                return tokenize_shard(task.shard, self._line, attempt, replace=task.replace)
+                return tokenize_shard(task.shard, line, attempt, replace=task.replace)
             limits = self._job.limits
             with closing(IsolatedDecoder(self._job.image, limits.sample_seconds, limits.sample_bytes)) as decode:
-                line = replace(self._line, decode=decode)
-                return tokenize_shard(task.shard, line, attempt, replace=task.replace)
+                return tokenize_shard(task.shard, replace(line, decode=decode), attempt, replace=task.replace)
         except Exception as error:  # noqa: BLE001 - whose fault it is, the driver decides from the value
             return _failure(task.shard, error)
         finally:
@@ -169,6 +168,12 @@ class Worker:
         """What this actor has done so far, and how far each attempt has moved."""
         moved = [(shard, number, attempt.moved) for (shard, number), attempt in list(self._attempts.items())]
         return Pulse(self._meter.read(), moved)
+
+    @property
+    def line(self) -> Line:
+        """What shards are tokenized with; there is one after `start`."""
+        assert self._line is not None, "start() comes first"
+        return self._line
 
     def _loaded(self) -> Engine:
         assert self._engine is not None, "load() comes first"

@@ -1,0 +1,7 @@
+"""What a machine can do with a job: each stage alone, then all together, and what bounds it."""
+
+from pipeline.bench.bench import bench
+from pipeline.bench.figures import Bench
+from pipeline.bench.picture import picture
+
+__all__ = ["Bench", "bench", "picture"]

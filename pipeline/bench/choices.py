@@ -1,0 +1,46 @@
+"""What the user may choose, side by side: decode modes on one core, precisions and batch sizes on the device."""
+
+from collections.abc import Iterator
+from typing import get_args
+
+from pipeline.bench.figures import ModelFigures
+from pipeline.bench.material import Material
+from pipeline.config import JobConfig
+from pipeline.encoding import Precision
+from pipeline.engine import Engine, agreement, sweep
+from pipeline.errors import ModelError
+from pipeline.images import ImageConfig
+from pipeline.model import VQModel
+from pipeline.storage import Storage
+
+AGREEMENT_IMAGES = 8  # half floats may be slow where the hardware has none
+
+
+def decode_modes(image: ImageConfig) -> Iterator[ImageConfig]:
+    """The image configuration in each decode mode there is."""
+    for mode in get_args(ImageConfig.model_fields["decode"].annotation):
+        yield image.model_copy(update={"decode": mode})
+
+
+def model_alone(
+    config: JobConfig, precision: Precision, material: Material, *, device: str, threads: int, seconds: float
+) -> ModelFigures | None:
+    """The model at one precision over batch sizes; None if the device does not have the precision."""
+    source = config.model
+    model = VQModel.from_pretrained(source.path, source.subfolder, source.revision, storage=Storage(config.storage))
+    try:
+        engine = Engine(
+            model,
+            device=device,
+            precision=precision,
+            image_size=config.image.size,
+            threads=threads,
+            compiled=source.compile,
+        )
+    except ModelError:
+        return None
+    try:
+        rates = sweep(engine, material.images, None, seconds)
+        return ModelFigures(precision.value, rates, agreement(engine, material.images[:AGREEMENT_IMAGES]))
+    finally:
+        engine.close()

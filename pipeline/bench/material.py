@@ -1,0 +1,143 @@
+"""What the stages are measured on: the beginning of the user's own shards, in memory, and what stages make of it."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+
+from pipeline.engine import Images, Indices
+from pipeline.errors import Reject, ShardError, StorageError, UsageError
+from pipeline.images import Prepared, View
+from pipeline.shards.manifest import Shard
+from pipeline.shards.tar import Sample, TarReader
+from pipeline.storage import ByteStream
+from pipeline.tokenize_shard import Line
+from pipeline.tokens.schema import Row
+
+TAR_BYTES = 64 << 20  # of a shard that are walked again and again
+SAMPLES = 256  # that are decoded again and again
+BATCH_IMAGES = 32  # real images from which batches are made
+LARGEST_PART = 4000  # rows; two row groups
+
+
+@dataclass(frozen=True)
+class Material:
+    """Input of each stage.
+
+    Attributes:
+        shard: where it comes from.
+        tar: the first bytes of the shard, as stored.
+        walked: samples that lie whole in `tar`.
+        walked_bytes: of the shard that those take.
+        samples: the first of them.
+        images: [n, size, size, 3], made of the first samples.
+        rows: of a part as large as the shard's, up to `LARGEST_PART`.
+        tokens: [rows, h, w], each drawn by lot from the real ones, so that no two grids are alike.
+    """
+
+    shard: Shard
+    tar: bytes
+    walked: int
+    walked_bytes: int
+    samples: Sequence[Sample]
+    images: Images
+    rows: Sequence[Row]
+    tokens: Indices
+
+    @property
+    def bytes_per_image(self) -> float:
+        """Of the shard."""
+        return self.walked_bytes / self.walked
+
+
+class _Kept:
+    """A stream that keeps what was read from it."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream, self.data = stream, io.BytesIO()
+
+    def read(self, size: int, /) -> bytes:
+        data = self._stream.read(size)
+        self.data.write(data)
+        return data
+
+
+def gather(line: Line, shards: Sequence[Shard]) -> Material:
+    """Read the beginning of the first shard that has images.
+
+    Args:
+        line: a started actor's.
+        shards: the user's, in the order to try them.
+
+    Raises:
+        UsageError: none of them gives an image.
+    """
+    problems = []
+    for shard in shards:
+        try:
+            kept, samples, held = _read(line, shard)
+        except (ShardError, StorageError) as error:
+            problems.append(str(error))
+            continue
+        prepared = [line.decode(sample.members) for sample in samples[:BATCH_IMAGES]]
+        good = [(sample, p) for sample, p in zip(samples, prepared, strict=False) if not isinstance(p, Reject)]
+        if good:
+            return _material(line, shard, kept, samples, held, good)
+        problems.append(f"{shard.url}: no image in its first {len(prepared)} samples")
+    raise UsageError(f"there is nothing to measure: {'; '.join(problems)}")
+
+
+def _read(line: Line, shard: Shard) -> tuple[bytes, list[Sample], int]:
+    """The first bytes of a shard, the samples in them, and how many bytes those samples take."""
+    blob = shard.blob()
+    with line.storage.stream(blob) as stream:
+        kept = _Kept(stream)
+        reader = TarReader(kept, url=shard.url, size=blob.size)
+        samples = []
+        for sample in reader:
+            samples.append(sample)
+            if reader.stats.bytes_read > TAR_BYTES:
+                break
+        return kept.data.getvalue(), samples, reader.stats.bytes_read
+
+
+def _material(
+    line: Line, shard: Shard, tar: bytes, samples: list[Sample], held: int, good: list[tuple[Sample, Prepared]]
+) -> Material:
+    views = [(_row(line, sample, prepared, view), view.pixels) for sample, prepared in good for view in prepared.views]
+    images, size = np.stack([pixels for _, pixels in views]), line.engine.batch_size
+    found = np.concatenate([line.engine.encode(images[i : i + size]) for i in range(0, len(images), size)])
+    count = min(LARGEST_PART, max(1, round(len(samples) * (shard.size or held) / held)))
+    rows = [replace(views[number % len(views)][0], sample_index=number, view=0) for number in range(count)]
+    tokens = np.random.default_rng(0).choice(found.reshape(-1), (count, *found.shape[1:]))
+    return Material(shard, tar, len(samples), held, samples[:SAMPLES], images, rows, tokens)
+
+
+def _row(line: Line, sample: Sample, prepared: Prepared, view: View) -> Row:
+    return Row(
+        key=sample.key,
+        sample_index=sample.index,
+        view=view.index,
+        height=prepared.height,
+        width=prepared.width,
+        crop=view.crop,
+        flip=view.flip,
+        caption=_text(sample, line.columns.caption),
+        label=None,
+        meta=_text(sample, line.columns.meta),
+    )
+
+
+def _text(sample: Sample, extension: str | None) -> str | None:
+    data = sample.members.get(extension) if extension else None
+    return None if data is None else data.decode(errors="replace")
+
+
+def walk(material: Material) -> int:
+    """Read the samples out of the tar once more; returns the bytes that they take."""
+    reader = TarReader(io.BytesIO(material.tar), url=material.shard.url, size=None)
+    count = sum(1 for _ in islice(reader, material.walked))
+    assert count == material.walked, f"{material.shard.url}: {count} of {material.walked} samples came again"
+    return material.walked_bytes
