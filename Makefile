@@ -11,7 +11,8 @@ FUZZ_SECONDS ?= 120
 LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --extra gcs --extra azure --generate-hashes --python-version 3.11 \
 	--python-platform linux -c constraints.txt --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
-.PHONY: setup demo test lint unit whole system chaos-short chaos scale bench-streaming bench-qa fuzz lock audit clean
+.PHONY: setup demo test lint unit whole system chaos-short chaos scale bench-streaming bench-qa bench-readers \
+	fuzz lock audit clean
 
 setup: $(READY)
 
@@ -67,6 +68,9 @@ bench-streaming: setup
 
 bench-qa: setup
 	$(BIN)/python -m tests.benchmarks.qa
+
+bench-readers: setup
+	$(BIN)/python -m tests.benchmarks.readers
 
 # Coverage-guided fuzzing of the tar reader and the decode chain; what it finds lies in .fuzz/.
 fuzz: setup

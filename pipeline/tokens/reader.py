@@ -17,10 +17,20 @@ def read_footer(storage: Storage, url: str) -> PartFooter:
         NotFound: there is no such object.
         NotAPart: it is no Parquet file, or has no footer of ours.
     """
+    return read_metadata(storage, url)[0]
+
+
+def read_metadata(storage: Storage, url: str) -> tuple[PartFooter, Any]:
+    """The footer of one part, and the `pyarrow.parquet.FileMetaData` that it is written in.
+
+    Raises:
+        NotFound: there is no such object.
+        NotAPart: it is no Parquet file, or has no footer of ours.
+    """
     with storage.open_random(url) as file:
         try:
-            metadata = pq.read_metadata(file).metadata or {}
-            return PartFooter.from_json(metadata[FOOTER_KEY])
+            metadata = pq.read_metadata(file)
+            return PartFooter.from_json((metadata.metadata or {})[FOOTER_KEY]), metadata
         except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
             said = f"{type(error).__name__}: {error}"
             raise NotAPart(

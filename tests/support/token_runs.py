@@ -1,0 +1,82 @@
+"""OUTPUTs made without a model: tokens that tell which row they are, written and published as a run does."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import JobConfig, job_document
+from pipeline.encoding import Precision
+from pipeline.messages import Identity
+from pipeline.output import Output
+from pipeline.shards.manifest import Shard, shard_id
+from pipeline.storage import Storage
+from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter, Row, TokenSpec
+from pipeline.tokens.writer import OutputConfig, PartWriter
+
+Tokens = Callable[[int, int, int, TokenSpec], np.ndarray]  # (shard, sample, view, spec) -> [h, w]
+
+
+def telling_tokens(shard: int, sample: int, view: int, spec: TokenSpec) -> np.ndarray:
+    """Tokens [h, w] that begin with shard, sample and view, so that each row is known by them."""
+    tokens = np.zeros((spec.grid_height, spec.grid_width), np.int64)
+    tokens.flat[:3] = shard, sample, view
+    tokens.flat[3:] = (np.arange(tokens.size - 3) * 7 + shard * 31 + sample * 3 + view) % spec.codebook_size
+    return tokens
+
+
+def make_run(
+    output: Path | str,
+    samples: Sequence[int] = (10, 7),
+    *,
+    views: int = 1,
+    spec: TokenSpec = TokenSpec(1024, 2, 2),  # noqa: B008 - frozen
+    group: int = 4,
+    tokens: Tokens = telling_tokens,
+    finished: bool = True,
+    model: str = "m",
+) -> str:
+    """Write an OUTPUT with a shard of so many samples for each entry; returns its URL.
+
+    Row (shard s, sample i) has key `s/i`, label i modulo 5 (none for every seventh), caption `caption s i` (none for
+    every third).
+    """
+    out = Output(Storage(), str(output))
+    config = JobConfig(shards=["x"], model=model, output=out.url, image={"size": 8 * spec.grid_height})
+    job = job_document(config, Identity("w1", {"latent_channels": 4}, spec, Precision.EXACT), None, 8)
+    out.claim(json.loads(json.dumps(job)))
+    urls = [f"s3://corpus/{number:05}.tar" for number in range(len(samples))]
+    shards = [Shard(shard_id(url), url, 1000, "etag") for url in urls]
+    out.extend_manifest(shards)
+    with TemporaryDirectory() as folder:
+        for number, (shard, count) in enumerate(zip(shards, samples, strict=True)):
+            path = Path(folder, f"{number}.parquet")
+            _write_part(path, shard, job["fingerprint"], spec, group, list(_rows(number, count, views, spec, tokens)))
+            out.storage.create(f"{out.url}/tokens/{shard.id}.parquet", path)
+    if finished:
+        out.summarise(shards, {})
+        out.storage.write(f"{out.url}/_SUCCESS", b"")
+    return out.url
+
+
+def _rows(shard: int, samples: int, views: int, spec: TokenSpec, tokens: Tokens) -> Any:
+    for i in range(samples):
+        for view in range(views):
+            caption, label = None if i % 3 == 2 else f"caption {shard} {i}", None if i % 7 == 6 else i % 5
+            crop, meta = (float(view), 0.0, 32.0, 32.0), json.dumps({"i": i})
+            row = Row(f"{shard}/{i}", i, view, 40, 50, crop, view % 2 == 1, caption, label, meta)
+            yield row, tokens(shard, i, view, spec)
+
+
+def _write_part(path: Path, shard: Shard, fingerprint: str, spec: TokenSpec, group: int, rows: list[Any]) -> None:
+    about = {"id": shard.id, "url": shard.url, "size": shard.size, "etag": shard.etag}
+    samples = len({row.sample_index for row, _ in rows})
+    footer = PartFooter(fingerprint, about, spec, Counts(samples, samples, len(rows), 0))
+    with PartWriter(path, spec, ColumnsConfig(), shard.url, OutputConfig(row_group_rows=group)) as writer:
+        for start in range(0, len(rows), group):
+            some = rows[start : start + group]
+            writer.add([row for row, _ in some], np.stack([tokens for _, tokens in some]))
+        writer.finish(footer)
