@@ -1,71 +1,167 @@
-"""The dataset card of OUTPUT: makes `datasets.load_dataset(OUTPUT)` work, and says what the tokens are."""
+"""The dataset card of OUTPUT: makes `datasets.load_dataset(OUTPUT)` work, and says what the tokens are.
+
+The block at its head is Hugging Face's dataset card metadata: https://huggingface.co/docs/hub/datasets-cards
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+import yaml
+
+_SIZES = ("n<1K", *(f"{low}<n<{high}" for low, high in zip(
+    ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B"),
+    ("10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"), strict=True)), "n>1T")  # fmt: skip
+
 _CARD = """---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: tokens/*.parquet
-tags:
-- visual-tokens
-- tokenmill
----
+{metadata}---
 
 # Visual tokens
 
 {rows:,} rows of {height} x {width} tokens (codes 0 to {last_code}), made by Tokenmill from {shards:,} WebDataset
-shards. {samples:,} samples: {tokenized:,} tokenized, {rejects:,} rejected (`rejects.parquet` says why).
+shards. {samples:,} samples: {tokenized:,} tokenized, {rejects:,} rejected{why}. {megabytes:,.1f} MB of Parquet.
+
+## Columns
+
+| column | type |
+|---|---|
+{columns}
+
+`tokens` is row-major: `np.array(row["tokens"]).reshape(row["grid_height"], row["grid_width"])` gives the grid. Indices
+are raw: no BOS, no offset into a text vocabulary. `shard` and `sample_index` tell the image a row was made of, `crop`
+(top, left, height, width in its pixels) and `flip` which view of it.
+
+## Provenance
 
 | | |
 |---|---|
 | fingerprint | `{fingerprint}` |
-| weights | `{weights}` |
+| weights (sha256 of the tensors) | `{weights}` |
 | model | {model} |
-| image recipe | {recipe} at {size} px, {interpolation}, decode {decode} |
+| image recipe | {recipe} |
 | precision | {precision} |
+| sources | {sources} |
 
-`tokens` is row-major: `np.array(row["tokens"]).reshape({height}, {width})` gives the grid. Indices are raw: no BOS, no
-offset. `job.json` holds the whole provenance.
+The same fingerprint means the same weights, preprocessing and precision. {whole}
+
+## Read
 
 ```python
 import datasets
+
 tokens = datasets.load_dataset("path/or/repo", split="train")
 ```
 
-Back to images, with the model named above:
+## Decode
+
+With the model named above, in this project's checkout:
 
 ```python
 import torch
 from pipeline.model import VQModel
-model = VQModel.from_pretrained("the model")
-indices = torch.tensor(tokens[0]["tokens"]).reshape(1, {height}, {width})
-image = model.decode_indices(indices)    # [1, 3, H, W] in [-1, 1]
+
+row = tokens[0]
+model = VQModel.from_pretrained("{model}")
+indices = torch.tensor(row["tokens"]).reshape(1, row["grid_height"], row["grid_width"])
+image = model.decode_indices(indices)  # [1, 3, H, W] in [-1, 1]
 ```
+
+## Licence
+
+Not stated: tokens decode to pictures, so the licences of the source images apply to them as well. Whoever publishes
+this data set puts its licence into the `license` field above, and the sources' terms here.
 """
 
 
-def dataset_card(job: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """The README.md of a run, from its job.json and summary.json."""
+def dataset_card(
+    job: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    schema: Any = None,
+    *,
+    files: str = "tokens/*.parquet",
+    export: Mapping[str, int] | None = None,
+) -> str:
+    """The README.md of a run, or of an export of it.
+
+    Args:
+        job: its job.json.
+        summary: its summary.json.
+        schema: the `pyarrow.Schema` of its rows; None if there is no part yet.
+        files: where the rows are, relative to the card.
+        export: of a finished copy: `num_bytes` in memory and `download_size` on disk. A run may grow, so that its card
+            states no numbers that `datasets` would check.
+    """
     identity, spec = job["identity"], job["spec"]
-    image = identity["image"]
     return _CARD.format(
+        metadata=yaml.safe_dump(_metadata(summary, schema, files, export), sort_keys=False),
         rows=summary["rows"],
         samples=summary["samples"],
         tokenized=summary["tokenized"],
         rejects=summary["rejects"],
+        why="" if export else " (`rejects.parquet` says why)",
+        whole="" if export else "`job.json` holds all of it, `manifest.parquet` every shard.",
         shards=summary["shards"]["committed"],
+        megabytes=(export["download_size"] if export else summary["bytes"]) / 1e6,
+        columns="\n".join(f"| `{field.name}` | {_type(field.type)} |" for field in schema or ()),
         height=spec["grid_height"],
         width=spec["grid_width"],
         last_code=spec["codebook_size"] - 1,
         fingerprint=job["fingerprint"],
         weights=identity["weights"],
         model=job["config"]["model"]["path"],
-        recipe=image["recipe"],
-        size=image["size"],
-        interpolation=image["interpolation"],
-        decode=image["decode"],
+        recipe=_recipe(identity["image"]),
         precision=identity["precision"],
+        sources=", ".join(f"`{source}`" for source in job["config"]["shards"]),
     )
+
+
+def _metadata(summary: Mapping[str, Any], schema: Any, files: str, export: Mapping[str, int] | None) -> dict[str, Any]:
+    rows, names = summary["rows"], schema.names if schema else []
+    tasks = ["unconditional-image-generation", *(["text-to-image"] if "caption" in names else [])]
+    found: dict[str, Any] = {
+        "pretty_name": "Visual tokens",
+        "license": "unknown",
+        "task_categories": tasks,
+        "size_categories": [_SIZES[max(0, min(len(str(rows)) - 3, len(_SIZES) - 1))]],
+        "tags": ["visual-tokens", "tokenmill"],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": files}]}],
+    }
+    if schema:
+        found["dataset_info"] = {"features": [_feature(field) for field in schema]}
+    if schema and export:
+        split = {"name": "train", "num_bytes": export["num_bytes"], "num_examples": rows}
+        sizes = {"download_size": export["download_size"], "dataset_size": export["num_bytes"]}
+        found["dataset_info"] |= {"splits": [split], **sizes}
+    return found
+
+
+def _feature(field: Any) -> dict[str, Any]:
+    """A column as `datasets` declares it."""
+    kind = field.type
+    if pa.types.is_fixed_size_list(kind):
+        return {"name": field.name, "list": _dtype(kind.value_type), "length": kind.list_size}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return {"name": field.name, "list": _dtype(kind.value_type)}
+    return {"name": field.name, "dtype": _dtype(kind)}
+
+
+def _dtype(kind: Any) -> str:
+    """The name that `datasets` has for an Arrow type."""
+    if pa.types.is_dictionary(kind):
+        return _dtype(kind.value_type)
+    return {"float": "float32", "double": "float64", "halffloat": "float16"}.get(str(kind), str(kind))
+
+
+def _type(kind: Any) -> str:
+    if pa.types.is_fixed_size_list(kind):
+        return f"{kind.list_size} x {_dtype(kind.value_type)}"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"list of {_dtype(kind.value_type)}"
+    return _dtype(kind)
+
+
+def _recipe(image: Mapping[str, Any]) -> str:
+    """The recipe and all of its plain parameters."""
+    plain = {name: value for name, value in image.items() if isinstance(value, str | int | float)}
+    rest = ", ".join(f"{name} {value}" for name, value in sorted(plain.items()) if name != "recipe")
+    return f"{image['recipe']} ({rest})"

@@ -26,7 +26,7 @@ from pipeline.scratch import draft_folder
 from pipeline.shards.frozen import extend_manifest, read_manifest
 from pipeline.shards.manifest import Shard, shard_id
 from pipeline.storage import Blob, Storage
-from pipeline.tokens.reader import read_footer
+from pipeline.tokens.reader import read_footer, read_schema
 from pipeline.tokens.schema import PartFooter, RejectedSample
 from pipeline.urls import canonical, join
 
@@ -174,7 +174,8 @@ class Output:
         }
         self.storage.write(join(self.url, "summary.json"), json.dumps(summary, indent=2).encode())
         if job is not None:
-            self.storage.write(join(self.url, "README.md"), dataset_card(job, summary).encode())
+            schema = read_schema(self.storage, done[0].url) if done else None
+            self.storage.write(join(self.url, "README.md"), dataset_card(job, summary, schema).encode())
         return summary
 
     def state(self) -> dict[str, Any]:

@@ -38,6 +38,16 @@ def read_metadata(storage: Storage, url: str) -> tuple[PartFooter, Any]:
             ) from error
 
 
+def read_schema(storage: Storage, url: str) -> Any:
+    """The `pyarrow.Schema` of one part's rows.
+
+    Raises:
+        NotFound: there is no such object.
+        NotAPart: it is no Parquet file, or has no footer of ours.
+    """
+    return read_metadata(storage, url)[1].schema.to_arrow_schema().remove_metadata()
+
+
 def read_rows(storage: Storage, url: str, columns: list[str] | None = None) -> Any:
     """The rows of one part as a `pyarrow.Table` (all columns, or those named)."""
     with storage.open_random(url) as file:
