@@ -35,6 +35,7 @@ FLOORS: dict[str, int] = {
     "pipeline.verify": 3,
     "pipeline.recount": 3,
     "pipeline.fit": 3,
+    "pipeline.exports": 3,
     "pipeline.qa": 3,
     "pipeline.config": 4,
     "pipeline.worker": 4,
@@ -45,11 +46,12 @@ FLOORS: dict[str, int] = {
     "pipeline.cluster": 5,
     "pipeline.fleet": 5,
     "pipeline.fit_workers": 5,
+    "pipeline.tasks": 5,
     "pipeline.driver": 5,
     "pipeline": 5,
     "jobs": 6,
 }
-SPEAK_RAY = {"pipeline.cluster", "pipeline.fleet", "pipeline.fit_workers", "jobs.submit"}
+SPEAK_RAY = {"pipeline.cluster", "pipeline.fleet", "pipeline.fit_workers", "pipeline.tasks", "jobs.submit"}
 SPEAK_FSSPEC = {"pipeline.storage.remote"}
 FILES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/**/*.py")])
 

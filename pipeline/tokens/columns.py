@@ -8,12 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.errors import UsageError
 from pipeline.storage import Storage
 from pipeline.tokens.order import Unit
-from pipeline.tokens.parts import Parts
+from pipeline.tokens.parts import Parts, open_part
 
 Places = npt.NDArray[np.int64] | slice
 NO_NUMBER = -1  # stands for a null where numbers are asked for, as in `label`
@@ -41,16 +40,13 @@ def read_unit(storage: Storage, parts: Parts, unit: Unit, names: Sequence[str]) 
     """
     part = parts.parts[unit.part]
     wanted = [*names] if unit.rows is None else [*{*names, "view"}]
-    with storage.open_random(part.url) as file, pq.ParquetFile(file, pre_buffer=True) as parquet:
-        groups = [parquet.metadata.row_group(n).num_rows for n in range(parquet.metadata.num_row_groups)]
-        if tuple(groups) != part.group_rows:
-            raise UsageError(f"{part.url}: was replaced since the parts were listed; list them again")
+    with open_part(storage, part, pre_buffer=True) as parquet:
         table = parquet.read_row_group(unit.group, columns=wanted, use_threads=False)
     rows = Rows({name: _plain(table.column(name)) for name in names})
     if unit.rows is None:
         return rows
     views = np.asarray(table.column("view"))
-    start = sum(groups[: unit.group]) + np.arange(len(views))
+    start = sum(part.group_rows[: unit.group]) + np.arange(len(views))
     if not np.array_equal(views, start % (part.rows // part.samples)):
         raise UsageError(f"{part.url}: the views of a sample do not follow one another; use view='all'")
     return rows.take(unit.rows)

@@ -1,13 +1,16 @@
 """The parts of an OUTPUT as one frozen list: what a reader of rows needs to know before it reads any."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from pipeline.errors import FingerprintMismatch, NotFound, UsageError
-from pipeline.storage import Storage
+from pipeline.storage import Blob, Storage
 from pipeline.tokens.reader import read_metadata
 from pipeline.tokens.schema import TokenSpec, canonical_json
 from pipeline.urls import canonical, join
@@ -24,12 +27,14 @@ class Part:
         group_rows: rows of each of its row groups.
         samples: tokenized samples; each has `views` rows, one after another.
         fingerprint: of what made its tokens.
+        size: of the file (bytes).
     """
 
     url: str
     group_rows: tuple[int, ...]
     samples: int
     fingerprint: str
+    size: int = 0
 
     @property
     def rows(self) -> int:
@@ -96,7 +101,7 @@ def find_parts(
             f"{output}: the run is not finished (no _SUCCESS), so more parts may come; finish it, or read what is "
             "there with partial=True, or name the parts"
         )
-    there = {blob.url.rpartition("/")[2]: blob.url for blob in storage.list_folder(join(output, "tokens"), ".parquet")}
+    there = {blob.url.rpartition("/")[2]: blob for blob in storage.list_folder(join(output, "tokens"), ".parquet")}
     names = sorted(there) if only is None else sorted({name.removesuffix(".parquet") + ".parquet" for name in only})
     if missing := [name for name in names if name not in there]:
         raise UsageError(f"{output}/tokens has no {missing[0]}, and {len(missing) - 1} more parts named are missing")
@@ -108,18 +113,37 @@ def find_parts(
     return parts
 
 
-def _read_all(storage: Storage, urls: Sequence[str]) -> Parts:
-    def read(url: str) -> tuple[Part, TokenSpec, Any]:
+@contextmanager
+def open_part(storage: Storage, part: Part, **options: Any) -> Iterator[Any]:
+    """The part as a `pyarrow.parquet.ParquetFile` (which takes the options).
+
+    Raises:
+        UsageError: it is no longer the part that was listed.
+    """
+    try:
+        with storage.open_random(part.url) as file, pq.ParquetFile(file, **options) as parquet:
+            metadata = parquet.metadata
+            groups = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+            if groups != part.group_rows:
+                raise UsageError(f"{part.url}: was replaced since the parts were listed; list them again")
+            yield parquet
+    except NotFound as error:
+        raise UsageError(f"{part.url}: is gone since the parts were listed; list them again") from error
+
+
+def _read_all(storage: Storage, blobs: Sequence[Blob]) -> Parts:
+    def read(blob: Blob) -> tuple[Part, TokenSpec, Any]:
         try:
-            footer, metadata = read_metadata(storage, url)
+            footer, metadata = read_metadata(storage, blob.url)
         except NotFound as error:
-            raise UsageError(f"{url}: was there a moment ago and is gone; list the parts again") from error
+            raise UsageError(f"{blob.url}: was there a moment ago and is gone; list the parts again") from error
         groups = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
         schema = metadata.schema.to_arrow_schema().remove_metadata()
-        return Part(url, groups, footer.counts.tokenized, footer.fingerprint), footer.spec, schema
+        part = Part(blob.url, groups, footer.counts.tokenized, footer.fingerprint, blob.size)
+        return part, footer.spec, schema
 
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(read, urls))
+        found = list(pool.map(read, blobs))
     first, spec, schema = found[0]
     for part, its_spec, its_schema in found:
         if part.fingerprint != first.fingerprint or its_spec != spec or not its_schema.equals(schema):

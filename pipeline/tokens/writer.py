@@ -53,7 +53,7 @@ class PartWriter:
         self._waiting_rows = 0
         self._checksum = 0
         self.rows = 0
-        self._writer = pq.ParquetWriter(path, arrow_schema(spec, columns), **_parquet_options(spec))
+        self._writer = pq.ParquetWriter(path, arrow_schema(spec, columns), **parquet_options(spec))
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +111,7 @@ def _checksum(tokens: pa.FixedSizeListArray, start: int) -> int:
     return zlib.crc32(memoryview(tokens.flatten().to_numpy(zero_copy_only=True)), start)
 
 
-def _parquet_options(spec: TokenSpec) -> dict[str, Any]:
+def parquet_options(spec: TokenSpec) -> dict[str, Any]:
     path, plain = (
         "tokens.list.element",
         ["key", "shard", "view", "grid_height", "grid_width", "height", "width", "flip"],

@@ -38,11 +38,12 @@ def make_run(
     tokens: Tokens = telling_tokens,
     finished: bool = True,
     model: str = "m",
+    labelled: bool = False,
 ) -> str:
     """Write an OUTPUT with a shard of so many samples for each entry; returns its URL.
 
     Row (shard s, sample i) has key `s/i`, label i modulo 5 (none for every seventh), caption `caption s i` (none for
-    every third).
+    every third). With `labelled`, no label is missing.
     """
     out = Output(Storage(), str(output))
     config = JobConfig(shards=["x"], model=model, output=out.url, image={"size": 8 * spec.grid_height})
@@ -54,7 +55,9 @@ def make_run(
     with TemporaryDirectory() as folder:
         for number, (shard, count) in enumerate(zip(shards, samples, strict=True)):
             path = Path(folder, f"{number}.parquet")
-            _write_part(path, shard, job["fingerprint"], spec, group, list(_rows(number, count, views, spec, tokens)))
+            _write_part(
+                path, shard, job["fingerprint"], spec, group, list(_rows(number, count, views, spec, tokens, labelled))
+            )
             out.storage.create(f"{out.url}/tokens/{shard.id}.parquet", path)
     if finished:
         out.summarise(shards, {})
@@ -62,10 +65,11 @@ def make_run(
     return out.url
 
 
-def _rows(shard: int, samples: int, views: int, spec: TokenSpec, tokens: Tokens) -> Any:
+def _rows(shard: int, samples: int, views: int, spec: TokenSpec, tokens: Tokens, labelled: bool) -> Any:
     for i in range(samples):
         for view in range(views):
-            caption, label = None if i % 3 == 2 else f"caption {shard} {i}", None if i % 7 == 6 else i % 5
+            caption = None if i % 3 == 2 else f"caption {shard} {i}"
+            label = None if i % 7 == 6 and not labelled else i % 5
             crop, meta = (float(view), 0.0, 32.0, 32.0), json.dumps({"i": i})
             row = Row(f"{shard}/{i}", i, view, 40, 50, crop, view % 2 == 1, caption, label, meta)
             yield row, tokens(shard, i, view, spec)

@@ -1,0 +1,43 @@
+"""`hf`: few large Parquet files with all columns and a card, as the Hugging Face Hub likes data sets.
+
+Layout: `data/train-00000-of-000NN.parquet` of 0.5 to 1 GB (https://huggingface.co/docs/hub/datasets-data-files-configuration).
+Read by `datasets.load_dataset(folder)`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from pipeline.card import dataset_card
+from pipeline.exports.format import Format, Note, Unit, make_file
+from pipeline.exports.source import Source
+from pipeline.tokens.writer import parquet_options
+
+FILE_BYTES = 750e6  # files come out between two thirds of it and all of it, but for small runs
+GROUP_ROWS = 2000  # as in the parts: a random row then costs milliseconds
+
+
+class HuggingFace(Format):
+    """Compacted Parquet with a dataset card."""
+
+    def rows_per_unit(self, source: Source) -> int:
+        files = math.ceil(source.bytes_per_row * source.rows / FILE_BYTES)
+        return math.ceil(source.rows / max(1, files))
+
+    def write(self, source: Source, unit: Unit, folder: Path) -> tuple[int, Note]:
+        path = make_file(folder, f"data/train-{unit.number:05d}-of-{unit.of:05d}.parquet")
+        rows = memory = 0
+        with pq.ParquetWriter(path, source.parts.schema, **parquet_options(source.parts.spec)) as writer:
+            for table in source.read(unit.start, unit.stop, multiple=GROUP_ROWS):
+                writer.write_table(table, row_group_size=GROUP_ROWS)
+                rows += table.num_rows
+                memory += table.nbytes
+        return rows, {"num_bytes": memory, "download_size": path.stat().st_size}
+
+    def finish(self, source: Source, notes: Sequence[Note]) -> Mapping[str, bytes]:
+        sizes = {name: sum(note[name] for note in notes) for name in ("num_bytes", "download_size")}
+        summary = {**source.summary, "rows": source.rows}
+        card = dataset_card(source.job, summary, source.parts.schema, files="data/train-*.parquet", export=sizes)
+        return {"README.md": card.encode()}

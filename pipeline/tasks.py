@@ -1,0 +1,72 @@
+"""Many small pieces of work on a Ray cluster: each a task of one core.
+
+With `cluster`, `fleet` and `fit_workers` the only room that makes Ray calls.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from pipeline.cluster import cluster
+from pipeline.config import ClusterConfig, JobConfig
+from pipeline.errors import RunFailed, StorageError, TokenmillError
+from pipeline.signals import Stop
+
+RETRIES = 3  # of a task whose node or process died, or whose store was down
+
+C = TypeVar("C")
+I = TypeVar("I")  # noqa: E741
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """Does pieces of work on a cluster.
+
+    Attributes:
+        config: `address` of the cluster; if it has none, Ray is started here, and ended.
+        at_once: pieces of work at the same time; None for one on each core of the cluster.
+        stop: once it is requested no more pieces are begun; those that run are finished.
+    """
+
+    config: ClusterConfig
+    at_once: int | None
+    stop: Stop
+
+    def __call__(self, function: Callable[[C, I], R], common: C, items: Sequence[I], /) -> Iterator[R]:
+        """`function(common, item)` for all items, as the results come; all of it picklable.
+
+        Raises:
+            TokenmillError: one that `function` raised.
+            RunFailed: anything else that went wrong with a piece.
+        """
+        if not items:
+            return
+        config = self.config.model_copy(update={"gpus_per_actor": 0.0, "actors": None})
+        with cluster(JobConfig(cluster=config)):
+            shared, todo = ray.put(common), iter(items)
+            waiting: list[Any] = []
+            task = ray.remote(function).options(num_cpus=1, max_retries=RETRIES, retry_exceptions=[StorageError])
+            most = self.at_once or int(ray.cluster_resources().get("CPU", 1))
+            while True:
+                room = 0 if self.stop.requested else most - len(waiting)
+                waiting += [task.remote(shared, item) for item in itertools.islice(todo, room)]
+                if not waiting:
+                    return
+                (ready, *_), waiting = ray.wait(waiting)
+                yield _result(ready)
+
+
+def _result(ref: Any) -> Any:
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        if isinstance(error.cause, TokenmillError):
+            raise error.cause from error
+        raise RunFailed(f"a task failed: {error}") from error
+    except RayError as error:
+        raise RunFailed(f"a task was lost, {RETRIES} times: {error}") from error
