@@ -80,7 +80,7 @@ class Runner(Protocol):
     """Does something for each of many items, in any order, several at once."""
 
     def __call__(
-        self, function: Callable[[Work, Unit], Receipt], work: Work, units: Sequence[Unit]
+        self, function: Callable[[Work, Unit], Receipt], work: Work, units: Sequence[Unit], /
     ) -> Iterator[Receipt]:
         """The results, as they come; ends early if it is told to stop."""
         ...

@@ -1,0 +1,160 @@
+"""An export as a job: each row once, whatever stopped it; the accounts; what is refused."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import RunFailed, UsageError
+from pipeline.exports import FORMATS
+from pipeline.exports.format import Unit
+from pipeline.exports.job import ExportConfig, Exported, Receipt, Runner, Work, export, one_by_one, plan, write_unit
+from pipeline.exports.source import open_source
+from pipeline.signals import Stop
+from pipeline.storage import Storage
+from pipeline.tokens.schema import TokenSpec
+from tests.support.token_runs import make_run
+
+Write = Callable[[Work, Unit], Receipt]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """3 views of each of 17 samples."""
+    return make_run(tmp_path_factory.mktemp("run"), (10, 7), views=3, labelled=True)
+
+
+def do(url: str, to: Path | str, layout: str = "bin", rows: int | None = 6, run: Runner = one_by_one) -> Exported:
+    config = ExportConfig(format=layout, to=str(to), rows_per_file=rows)
+    return export(open_source(Storage(), url), config, run)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 50, 51, 52, 1000])
+def test_units_are_the_rows_cut_in_pieces(run: str, rows: int) -> None:
+    source = open_source(Storage(), run)
+    for layout in FORMATS.values():
+        units = plan(source, layout(), rows)
+        assert [place for unit in units for place in range(unit.start, unit.stop)] == list(range(51))
+        assert [unit.number for unit in units] == list(range(units[0].of))
+        assert not layout.samples_whole or all(unit.start % 3 == 0 for unit in units)
+
+
+def stopping_after(limit: int) -> Runner:
+    """A runner that is told to stop when so many units are done."""
+    stop, done = Stop(), []
+    stop.signals += not limit
+
+    def run(write: Write, work: Work, units: Sequence[Unit], /) -> Iterator[Receipt]:
+        for receipt in one_by_one(write, work, units, stop):
+            done.append(receipt)
+            stop.signals += len(done) >= limit
+            yield receipt
+
+    return run
+
+
+def test_stopped_after_every_unit_and_resumed(run: str, tmp_path: Path) -> None:
+    whole = do(run, tmp_path / "whole")
+    for stopped_after in range(whole.of):
+        to = tmp_path / f"to-{stopped_after}"
+        result = do(run, to, run=stopping_after(stopped_after))
+        assert (result.finished, result.units, result.of) == (False, stopped_after, 9)
+        assert not (to / "train.bin").exists()
+        assert do(run, to) == whole
+        assert files(to) == files(tmp_path / "whole")
+
+
+def test_unit_that_died_before_its_receipt(run: str, tmp_path: Path) -> None:
+    """Its files lie there already, and stay as they are."""
+    do(run, tmp_path / "whole", "maskgit")
+    do(run, tmp_path / "to", "maskgit")
+    (tmp_path / "to" / "_tokenmill" / "units" / "000002.json").unlink()
+    (tmp_path / "to" / "_tokenmill" / "_SUCCESS").unlink()
+    before = (tmp_path / "to" / "00002.tar").stat().st_mtime_ns
+    assert do(run, tmp_path / "to", "maskgit").rows == 51
+    assert (tmp_path / "to" / "00002.tar").stat().st_mtime_ns == before
+    assert files(tmp_path / "to") == files(tmp_path / "whole")
+
+
+def test_killed_while_pieces_were_joined(run: str, tmp_path: Path) -> None:
+    do(run, tmp_path / "whole")
+    do(run, tmp_path / "to", run=lambda write, work, units: map(write, [work] * 2, units[:2]))
+    for unit in plan(open_source(Storage(), run), FORMATS["bin"](), 6)[2:]:
+        write_unit(Work(open_source(Storage(), run), FORMATS["bin"](), f"file://{tmp_path}/to"), unit)
+    (tmp_path / "to" / "train.bin").write_bytes((tmp_path / "whole" / "train.bin").read_bytes())
+    assert do(run, tmp_path / "to").finished
+    assert files(tmp_path / "to") == files(tmp_path / "whole")
+
+
+def test_two_exports_at_the_same_moment(run: str, tmp_path: Path) -> None:
+    do(run, tmp_path / "whole", "4m")
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: do(run, tmp_path / "to", "4m"), range(4)))
+    assert {result.rows for result in results} == {51}
+    assert files(tmp_path / "to") == files(tmp_path / "whole")
+
+
+def test_export_of_something_else_there(run: str, tmp_path: Path) -> None:
+    do(run, tmp_path / "to")
+    with pytest.raises(UsageError, match="rows_per_file: 6 there, 7 here"):
+        do(run, tmp_path / "to", rows=7)
+    with pytest.raises(UsageError, match="format: 'bin' there, 'mds' here"):
+        do(run, tmp_path / "to", "mds")
+    other = make_run(tmp_path / "other", (10, 8), views=3, labelled=True)
+    with pytest.raises(UsageError, match="holds another export"):
+        do(other, tmp_path / "to")
+
+
+def test_foreign_file_in_the_place_of_one(run: str, tmp_path: Path) -> None:
+    (tmp_path / "00001.tar").write_bytes(b"mine")
+    with pytest.raises(UsageError, match=r"00001\.tar: has 4 bytes"):
+        do(run, tmp_path, "maskgit")
+    assert (tmp_path / "00001.tar").read_bytes() == b"mine"
+
+
+def test_accounts_that_do_not_close(run: str, tmp_path: Path) -> None:
+    do(run, tmp_path, "maskgit")
+    (tmp_path / "_tokenmill" / "_SUCCESS").unlink()
+    (tmp_path / "00003.tar").unlink()
+    with pytest.raises(RunFailed, match="9 files were written and 8 are there"):
+        do(run, tmp_path, "maskgit")
+    receipt = tmp_path / "_tokenmill" / "units" / "000004.json"
+    receipt.write_text(json.dumps(json.loads(receipt.read_text()) | {"rows": 5}))
+    with pytest.raises(RunFailed, match="51 rows in the run, 50 exported"):
+        do(run, tmp_path, "maskgit")
+
+
+def test_runs_that_cannot_be_exported(run: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--format must be one of hf, llamagen"):
+        do(run, tmp_path, "tfrecord")
+    with pytest.raises(UsageError, match="--view must be"):
+        open_source(Storage(), run, view=3)
+    unfinished = make_run(tmp_path / "unfinished", (3,), finished=False)
+    with pytest.raises(UsageError, match="not finished"):
+        open_source(Storage(), unfinished)
+    assert do_source(unfinished, tmp_path / "to").rows == 3
+
+
+def do_source(run: str, to: Path) -> Exported:
+    return export(open_source(Storage(), run, partial=True), ExportConfig(format="hf", to=str(to)))
+
+
+def test_rows_that_are_counted_wrong(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FORMATS["bin"], "write", lambda *_: (5, {}))
+    with pytest.raises(RunFailed, match="has 6 rows, and 5 were written"):
+        do(run, tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["hf", "rar"])
+def test_every_store(tmp_path: Path, store_url: str, layout: str) -> None:
+    run = make_run(f"{store_url}/run", (9, 4), spec=TokenSpec(64, 2, 2), labelled=True)
+    do(run, tmp_path / "local", layout, 5)
+    do(run, f"{store_url}/to", layout, 5)
+    for name, data in files(tmp_path / "local").items():
+        assert Storage().read(f"{store_url}/to/{name}") == data
