@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 120
 LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --extra gcs --extra azure --generate-hashes --python-version 3.11 \
 	--python-platform linux -c constraints.txt --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
-.PHONY: setup demo test lint unit whole system chaos-short chaos scale bench-streaming bench-qa bench-readers \
+.PHONY: setup demo test lint unit whole system chaos-short chaos scale bench-streaming bench-qa bench-readers bench-decode \
 	fuzz lock audit clean
 
 setup: $(READY)
@@ -71,6 +71,9 @@ bench-qa: setup
 
 bench-readers: setup
 	$(BIN)/python -m tests.benchmarks.readers
+
+bench-decode: setup
+	$(BIN)/python -m tests.benchmarks.decode
 
 # Coverage-guided fuzzing of the tar reader and the decode chain; what it finds lies in .fuzz/.
 fuzz: setup

@@ -171,7 +171,7 @@ def job_document(
     parts = identity(
         weights=found.weights,
         model=found.model,
-        image=describe(config.image),
+        image={**describe(config.image), "resampler": found.resampler},
         precision=found.precision.value + ("+compile" if config.model.compile else ""),
         columns=config.columns.model_dump(),
     )

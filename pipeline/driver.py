@@ -286,7 +286,8 @@ class _Run:
         elif found != self._identity:
             raise RunFailed(
                 f"{name} loaded another model than the first actor (weights {found.weights[:12]}, first "
-                f"{self._identity.weights[:12]}); put the same files on every node, or give a URL"
+                f"{self._identity.weights[:12]}), or resamples images in another way ({found.resampler}, first "
+                f"{self._identity.resampler}); put the same files and libraries on every node"
             )
 
     def _claim(self, calibration: Calibration | None) -> None:
@@ -303,6 +304,11 @@ class _Run:
             raise UsageError(
                 f"precision {precision} keeps only {calibration.agreement:.2%} of the tokens of precision "
                 f"{Precision.EXACT} (model.min_agreement is {floor:.2%}); choose a finer precision, or lower the floor"
+            )
+        if calibration is not None and self._config.image.decode != "exact":
+            kept = f"{calibration.decode_agreement:.2%} of the tokens of image.decode=exact"
+            self._progress.note(
+                f"image.decode={self._config.image.decode} keeps {kept}, on {calibration.images} images"
             )
         given = self._config.model.batch_size
         size = calibration.batch_size if calibration else (given if given != "auto" else SAFE_BATCH)

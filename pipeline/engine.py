@@ -245,6 +245,11 @@ def agreement(engine: Engine, images: Images) -> float:
         engine.precision = own
 
 
+def token_agreement(engine: Engine, images: Images, others: Images) -> float:
+    """The fraction of the tokens of `images` that equal those of `others`, the same images made in another way."""
+    return float((_encode_all(engine, images) == _encode_all(engine, others)).mean())
+
+
 def _encode_all(engine: Engine, images: Images) -> Indices:
     size = engine.batch_size
     return np.concatenate([engine.encode(images[i : i + size]) for i in range(0, len(images), size)])

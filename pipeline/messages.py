@@ -21,12 +21,14 @@ class Identity:
         model: the model's configuration.
         spec: codebook size and grid of the tokens.
         precision: arithmetic of the encoder.
+        resampler: what resamples the images (`pipeline.images.resampler`).
     """
 
     weights: str
     model: dict[str, object]
     spec: TokenSpec
     precision: Precision
+    resampler: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Calibration:
         agreement: fraction of tokens equal to precision `exact`'s.
         images: how many real images were at hand.
         versions: of the libraries that compute.
+        decode_agreement: fraction of tokens equal to those of `image.decode: exact`.
     """
 
     device: str
@@ -50,6 +53,7 @@ class Calibration:
     agreement: float
     images: int
     versions: dict[str, str]
+    decode_agreement: float = 1.0
 
     @property
     def model_rate(self) -> float:

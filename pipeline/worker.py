@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from pipeline.config import JobConfig
-from pipeline.engine import CPU_IMAGES, Engine, Images, agreement, sweep
+from pipeline.engine import CPU_IMAGES, Engine, Images, agreement, sweep, token_agreement
 from pipeline.errors import Cancelled, ModelError, Reject, ShardError, ShardFault, StorageError, UsageError
-from pipeline.images import configure_pillow, find_image, prepare
+from pipeline.images import ImageConfig, configure_pillow, find_image, prepare, resampler
 from pipeline.isolation import IsolatedDecoder, prepare_sample
 from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, Task
 from pipeline.meter import Meter
@@ -94,12 +94,16 @@ class Worker:
         )
         if self._job.qa.samples_per_shard:
             self._networks = load_networks(self._job.qa, self._engine.device, self._job.image.size)
-        return Identity(digest, model.config.model_dump(), self._engine.spec, config.resolved_precision)
+        pixels = resampler(self._job.image.decode)
+        return Identity(digest, model.config.model_dump(), self._engine.spec, config.resolved_precision, pixels)
 
     def measure(self, shards: list[Shard], batch_size: int | None) -> Calibration | None:
         """Choose the batch size and measure each ceiling alone on real images; None if the shards give no image."""
         engine = self._loaded()
-        images, decode_rate = self._sample(shards)
+        files = self._sample(shards)
+        start = time.perf_counter()
+        images = self._views(files, self._job.image)
+        decode_rate = len(files) / max(1e-9, time.perf_counter() - start)
         if not len(images):
             return None
         rates = sweep(engine, images, batch_size)
@@ -111,6 +115,7 @@ class Worker:
             agreement=agreement(engine, images),
             images=len(images),
             versions={"torch": str(torch.__version__), "python": sys.version.split()[0]},
+            decode_agreement=self._decode_agreement(files, images),
         )
 
     def start(self, fingerprint: str, batch_size: int) -> float | None:
@@ -179,8 +184,8 @@ class Worker:
         assert self._engine is not None, "load() comes first"
         return self._engine
 
-    def _sample(self, shards: list[Shard]) -> tuple[Images, float]:
-        """Some real images [n, size, size, 3] of the first readable shard, and the rate of decoding them."""
+    def _sample(self, shards: list[Shard]) -> list[bytes]:
+        """Some real images of the first shard that has one which can be shown: files."""
         for shard in shards:
             try:
                 blob = shard.blob()
@@ -189,14 +194,24 @@ class Worker:
                     found = [find_image(s.members) for s in islice(reader, max(CALIBRATION_IMAGES, 8 * self._cpus))]
             except (ShardError, StorageError):
                 continue  # the run itself will report it
-            data = [image for image in found if not isinstance(image, Reject)]
-            start = time.perf_counter()
-            prepared = list(self._decoders.map(lambda image: prepare(image, self._job.image), data))
-            rate = len(data) / max(1e-9, time.perf_counter() - start)
-            images = [view.pixels for p in prepared if not isinstance(p, Reject) for view in p.views]
-            if images:
-                return np.stack(images), rate
-        return np.empty((0, self._job.image.size, self._job.image.size, 3), np.uint8), 0.0
+            files = [image for image in found if not isinstance(image, Reject)]
+            if any(not isinstance(prepare(file, self._job.image), Reject) for file in files):
+                return files
+        return []
+
+    def _views(self, files: list[bytes], image: ImageConfig) -> Images:
+        """The views of those files that can be shown: [n, size, size, 3]."""
+        prepared = self._decoders.map(lambda file: prepare(file, image), files)
+        views = [view.pixels for one in prepared if not isinstance(one, Reject) for view in one.views]
+        return np.stack(views) if views else np.empty((0, image.size, image.size, 3), np.uint8)
+
+    def _decode_agreement(self, files: list[bytes], images: Images) -> float:
+        """The fraction of the tokens that mode `exact` of decoding would give as well."""
+        image = self._job.image
+        if image.decode == "exact":
+            return 1.0
+        exact = self._views(files, image.model_copy(update={"decode": "exact"}))
+        return token_agreement(self._loaded(), images, exact)
 
 
 def _clean(scratch: Path | None) -> None:

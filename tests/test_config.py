@@ -133,7 +133,7 @@ def test_fingerprint_holds_only_what_changes_tokens(setting: str, same: bool) ->
 def test_job_document_holds_no_credentials() -> None:
     secret = "s3://KEY:SECRET@bucket/x"
     config = JobConfig(shards=[secret], model=secret, output=secret)
-    found = Identity("w", {}, TokenSpec(8, 1, 1), Precision.EXACT)
+    found = Identity("w", {}, TokenSpec(8, 1, 1), Precision.EXACT, "pillow-13")
     written = json.dumps(job_document(config, found, None, 8))
     assert "SECRET" not in written
     assert "KEY" not in written

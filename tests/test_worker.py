@@ -14,6 +14,7 @@ from pipeline.scratch import PREFIX
 from pipeline.shards.manifest import freeze
 from pipeline.storage import Storage
 from pipeline.worker import Worker
+from tests.support.corpora import jpeg, write_shard
 
 
 @pytest.fixture
@@ -24,8 +25,12 @@ def scratch(tmp_path: Path) -> Path:
 @pytest.fixture
 def worker(tmp_path: Path, tiny_model: Path, scratch: Path) -> Worker:
     """An actor with its model loaded."""
-    flags = {"model": str(tiny_model), "output": str(tmp_path / "out"), "image.size": 32}
-    worker = Worker(resolve(flags={**flags, "cluster.scratch": str(scratch)}, environment={}), 1, "cpu")
+    return loaded(tiny_model, tmp_path / "out", **{"cluster.scratch": str(scratch)})
+
+
+def loaded(model: Path, output: Path, **flags: object) -> Worker:
+    config = resolve(flags={"model": str(model), "output": str(output), "image.size": 32, **flags}, environment={})
+    worker = Worker(config, 1, "cpu")
     worker.load()
     return worker
 
@@ -88,3 +93,13 @@ def test_driver_needs_no_torch_to_read_what_an_actor_tells(worker: Worker, corpu
     assert Watching(BytesIO(pickle.dumps(told))).load()[1] == calibration
     assert "pipeline.messages" in modules
     assert not [module for module in modules if module.partition(".")[0] == "torch"]
+
+
+@pytest.mark.parametrize(("mode", "least", "most"), [("exact", 1, 1), ("tensor", 0.9, 1), ("fast", 0.3, 0.99)])
+def test_agreement_of_a_decode_mode_is_measured_at_the_start(
+    tmp_path: Path, tiny_model: Path, mode: str, least: float, most: float
+) -> None:
+    shard = write_shard(tmp_path / "x.tar", {f"k{i}": {"jpg": jpeg(i, 90, 75)} for i in range(4)})
+    calibration = loaded(tiny_model, tmp_path, **{"image.decode": mode}).measure(freeze(Storage(), [str(shard)]), 2)
+    assert calibration is not None
+    assert least <= calibration.decode_agreement <= most

@@ -5,8 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.errors import Reject, UsageError
 from pipeline.fit.crops import UINT8
 from pipeline.images import ImageConfig, find_image, prepare
@@ -38,7 +36,7 @@ class ImageSource:
         """Upright RGB images, uint8 [H, W, 3]."""
         for data in self._files():
             with suppress(BadImage):
-                yield np.asarray(decode(data, ImageConfig()))
+                yield decode(data, ImageConfig()).pixels()
 
     def squares(self, side: int) -> Iterator[UINT8]:
         """What a run of `image.size` = `side` would show the model: uint8 [side, side, 3]."""

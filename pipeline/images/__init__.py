@@ -5,7 +5,7 @@ members -> find_image -> bytes -> sniff (format, traps) -> decode (limits, Pillo
 
 from pipeline.images.config import ImageConfig
 from pipeline.images.decode import configure_pillow
-from pipeline.images.identity import describe
+from pipeline.images.identity import describe, resampler
 from pipeline.images.members import find_image
 from pipeline.images.pixels import Prepared, prepare
 from pipeline.images.reasons import Reason
@@ -21,4 +21,5 @@ __all__ = [
     "describe",
     "find_image",
     "prepare",
+    "resampler",
 ]

@@ -2,13 +2,15 @@
 
 import hashlib
 from functools import cache
+from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
 import PIL
 from PIL import Image, features
 
-from pipeline.images.config import ImageConfig
+from pipeline.images.config import TENSOR_INTERPOLATIONS, DecodeMode, ImageConfig
+from pipeline.images.pictures import picture_of
 from pipeline.images.sniff import Format
 
 # The rules of decode.py in words; a rule that changes changes its word, and with it the fingerprint.
@@ -22,19 +24,20 @@ POLICIES: Final = {
 }
 
 # What Pillow's resampler does is known by its pixels, not by its version: 13.0.0 changed those of tall images.
-_RESAMPLERS: Final = {"19de117e6bde": "pillow-13"}
+_RESAMPLERS: Final = {"19de117e6bde": "pillow-13", "a4b2cf85a50b": "torch-2"}
+_TRIALS: Final = ((24, 97), (97, 24))  # width and height of a tall and a wide image
 
 
 def describe(config: ImageConfig) -> dict[str, Any]:
     """The canonical description of pixels, for the fingerprint; of JSON types, equal for equal pixels.
 
-    The versions of the WebP and AVIF libraries inside Pillow are not part of it.
+    What resamples is for the actors to say (`resampler`). The versions of the WebP and AVIF libraries inside Pillow are
+    not part of it.
     """
     return {
         **config.model_dump(mode="json"),
         "formats": sorted(form.value for form in Format),
         "policies": dict(POLICIES),
-        "resampler": resampler(),
         "jpeg": "libjpeg-turbo"
         if features.check_feature("libjpeg_turbo")
         else f"libjpeg-{features.version_codec('jpg')}",
@@ -42,18 +45,18 @@ def describe(config: ImageConfig) -> dict[str, Any]:
 
 
 @cache
-def resampler() -> str:
-    """The generation of the installed Pillow's resampler, by what it makes of a small tall and a small wide image."""
+def resampler(decode: DecodeMode) -> str:
+    """The generation of what resamples images here, by what it makes of a small tall and a small wide image."""
+    exact = decode == "exact"
     digest = hashlib.sha256()
-    for width, height in ((24, 97), (97, 24)):
+    for width, height in _TRIALS:
         values = np.arange(width * height * 3, dtype=np.uint32) ** 2 % 251
         image = Image.fromarray(values.astype(np.uint8).reshape(height, width, 3))
-        for method in (
-            Image.Resampling.BILINEAR,
-            Image.Resampling.BICUBIC,
-            Image.Resampling.LANCZOS,
-            Image.Resampling.BOX,
-        ):
-            digest.update(image.resize((16, 64) if height > width else (64, 16), method).tobytes())
+        picture = picture_of(image, decode)
+        for interpolation in ("bilinear", "bicubic", "lanczos", "box") if exact else TENSOR_INTERPOLATIONS:
+            digest.update(
+                picture.resized(*((64, 16) if height > width else (16, 64)), interpolation).pixels().tobytes()
+            )
     found = digest.hexdigest()[:12]
-    return _RESAMPLERS.get(found, f"pillow-{PIL.__version__}-{found}")
+    library = f"pillow-{PIL.__version__}" if exact else f"torch-{version('torch').partition('+')[0]}"
+    return _RESAMPLERS.get(found, f"{library}-{found}")

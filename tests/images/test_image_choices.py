@@ -51,8 +51,9 @@ def test_sample_without_an_image(members, reason, detail):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"decode": "tensor"}, "'exact'"),
-        ({"decode": "fast"}, "'exact'"),
+        ({"decode": "nvjpeg"}, "'exact', 'tensor' or 'fast'"),
+        ({"decode": "tensor", "interpolation": "lanczos"}, "must be bilinear or bicubic .* got lanczos"),
+        ({"decode": "fast", "interpolation": "box"}, "must be bilinear or bicubic .* got box"),
         ({"recipe": "centre-crop"}, "'center-crop', 'resize-exact' or 'pad'"),
         ({"interpolation": "nearest"}, "'bicubic'"),
         ({"size": 0}, "greater than or equal to 1"),
@@ -79,6 +80,7 @@ OTHERS = {
     "recipe": "pad",
     "size": 512,
     "interpolation": "lanczos",
+    "decode": "tensor",
     "max_pixels": 1000,
     "max_bytes": 1000,
     "max_scan_pixels": 1000,
@@ -87,11 +89,12 @@ OTHERS = {
 
 
 def test_description_tells_every_choice_apart():
-    assert set(OTHERS) == set(ImageConfig.model_fields) - {"decode"}  # of which there is one value
+    assert set(OTHERS) == set(ImageConfig.model_fields)
     descriptions = [describe(ImageConfig(**{name: value})) for name, value in OTHERS.items()]
     descriptions.append(describe(ImageConfig()))
     assert len({json.dumps(description, sort_keys=True) for description in descriptions}) == len(OTHERS) + 1
 
 
-def test_installed_resampler_is_a_known_generation():
-    assert resampler() == "pillow-13", "this Pillow resizes to other pixels: add its generation, do not rename one"
+@pytest.mark.parametrize(("decode", "generation"), [("exact", "pillow-13"), ("tensor", "torch-2"), ("fast", "torch-2")])
+def test_installed_resampler_is_a_known_generation(decode, generation):
+    assert resampler(decode) == generation, "it resizes to other pixels: add its generation, do not rename one"

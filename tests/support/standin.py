@@ -39,7 +39,7 @@ class StandIn:
 
     def load(self) -> Identity:
         deed = self._deed("load")
-        return Identity("other" if deed == "other weights" else "weights", {}, SPEC, self._precision)
+        return Identity("other" if deed == "other weights" else "weights", {}, SPEC, self._precision, "pillow-13")
 
     def measure(self, shards: object, batch_size: int | None) -> Calibration:
         agreement = 0.5 if self._deed("measure") == "disagree" else 1.0

@@ -339,6 +339,7 @@ def _provenance(job: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if calibration:
         yield "device", str(calibration.get("device", "not recorded"))
         yield "agreement with exact", f"{calibration.get('agreement', 0):.4f}"
+        yield "agreement with exact decoding", f"{calibration.get('decode_agreement', 1):.4f}"
     yield from _leaves(identity.get("model", {}), "model")
 
 
