@@ -15,7 +15,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from pipeline.encoding import ModelConfig
+from pipeline.encoding import ModelConfig, Precision
 from pipeline.errors import UsageError
 from pipeline.fingerprint import fingerprint, identity
 from pipeline.images import ImageConfig, describe
@@ -28,6 +28,7 @@ from pipeline.tokens.schema import ColumnsConfig
 from pipeline.tokens.writer import OutputConfig
 from pipeline.urls import canonical, join, local_path, redact, scheme_of
 
+_COMPILED = "+compile"  # torch.compile changes the last bits, so it is part of the precision's name
 ENVIRONMENT_PREFIX = "TOKENMILL_"
 SHORTHANDS = {"model": "path", "output": "url"}  # `output: s3://...` stands for `output: {url: s3://...}`
 
@@ -159,7 +160,7 @@ class JobConfig(BaseModel):
 
 
 def job_document(
-    config: JobConfig, found: Identity, calibration: Calibration | None, batch_size: int
+    config: JobConfig, found: Identity, calibration: Calibration | None, precision: Precision, batch_size: int
 ) -> dict[str, Any]:
     """What job.json says: the fingerprint and what went into it, the configuration, what was measured at the start.
 
@@ -172,7 +173,7 @@ def job_document(
         weights=found.weights,
         model=found.model,
         image={**describe(config.image), "resampler": found.resampler},
-        precision=found.precision.value + ("+compile" if config.model.compile else ""),
+        precision=precision.value + (_COMPILED if config.model.compile else ""),
         columns=config.columns.model_dump(),
     )
     return {
@@ -184,6 +185,19 @@ def job_document(
         "config": stored,
         "calibration": asdict(calibration) if calibration else None,
     }
+
+
+def precision_of(job: Mapping[str, Any]) -> Precision:
+    """The precision that a job.json fixed: `auto` must not choose again, or a resumed run would mix two.
+
+    Raises:
+        UsageError: it names none that we know.
+    """
+    name = str(job["identity"].get("precision")).removesuffix(_COMPILED)
+    try:
+        return Precision(name)
+    except ValueError as error:
+        raise UsageError(f"job.json: precision must be one of {', '.join(Precision)}, got {name}") from error
 
 
 def resolve(

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.cluster import Placement, cluster
 from pipeline.commit import probe
-from pipeline.config import JobConfig, job_document
+from pipeline.config import JobConfig, job_document, precision_of
 from pipeline.encoding import Precision
 from pipeline.ending import Ending
 from pipeline.errors import RunFailed, UsageError
@@ -215,7 +215,8 @@ class _Run:
         for name, actor in list(self.fleet.actors.items()):
             if actor.phase is Phase.LOADED:
                 actor.phase = Phase.STARTING
-                self.fleet.call(name, "start", self._job["fingerprint"], self._job["batch_size"])
+                job = self._job
+                self.fleet.call(name, "start", job["fingerprint"], job["batch_size"], precision_of(job))
             elif actor.phase is Phase.READY:
                 self._supply(name, actor)
                 self._release(name, actor)
@@ -233,7 +234,11 @@ class _Run:
         self._measuring, self._measuring_since = loaded[0], time.monotonic()
         there, given = self._output.job(), self._config.model.batch_size
         size = there["batch_size"] if there else (given if given != "auto" else None)
-        self.fleet.call(loaded[0], "measure", shards, size)
+        self.fleet.call(loaded[0], "measure", shards, size, self._fixed_precision(there))
+
+    def _fixed_precision(self, there: dict[str, Any] | None) -> Precision | None:
+        """The precision that the user chose, else that of the run which is resumed; None if it is to be chosen."""
+        return self._config.model.fixed_precision or (precision_of(there) if there else None)
 
     def _supply(self, name: str, actor: Actor) -> None:
         while actor.running < self._config.cluster.shards_in_flight:
@@ -294,17 +299,10 @@ class _Run:
         """Fix what the run is, and claim OUTPUT for it."""
         assert self._identity is not None
         self._monitor.touch()
-        precision, floor = self._identity.precision, self._config.model.min_agreement
-        if calibration is None and self._todo.pending and precision is not Precision.EXACT:
-            raise UsageError(
-                f"the agreement of precision {precision} with {Precision.EXACT} could not be measured: no image could "
-                "be read; use model.precision=exact, or mend the first shards"
-            )
-        if calibration is not None and calibration.agreement < floor:
-            raise UsageError(
-                f"precision {precision} keeps only {calibration.agreement:.2%} of the tokens of precision "
-                f"{Precision.EXACT} (model.min_agreement is {floor:.2%}); choose a finer precision, or lower the floor"
-            )
+        there = self._output.job()
+        precision = calibration.precision if calibration else self._fixed_precision(there) or Precision.EXACT
+        if there is None:  # else it was judged when the run began
+            self._check_precision(precision, calibration)
         if calibration is not None and self._config.image.decode != "exact":
             kept = f"{calibration.decode_agreement:.2%} of the tokens of image.decode=exact"
             self._progress.note(
@@ -312,7 +310,7 @@ class _Run:
             )
         given = self._config.model.batch_size
         size = calibration.batch_size if calibration else (given if given != "auto" else SAFE_BATCH)
-        document = job_document(self._config, self._identity, calibration, size)
+        document = job_document(self._config, self._identity, calibration, precision, size)
         self._job = self._output.claim(document, overwrite=self._config.output.allow_overwrite_commit)
         self._monitor.calibration = calibration
         merged = self._output.extend_manifest(self._todo.given, self._todo.refrozen)
@@ -320,6 +318,25 @@ class _Run:
         if self._todo.pending:
             self._output.reopen()
         self._judge(self._gates.findings)
+
+    def _check_precision(self, precision: Precision, calibration: Calibration | None) -> None:
+        """Refuse a precision that loses tokens; say what was tried."""
+        floor = self._config.model.min_agreement
+        if calibration is None:
+            if self._todo.pending and precision is not Precision.EXACT:
+                raise UsageError(
+                    f"the agreement of precision {precision} with {Precision.EXACT} could not be measured: no image "
+                    "could be read; use model.precision=exact, or mend the first shards"
+                )
+            return
+        if calibration.chosen.agreement < floor:
+            raise UsageError(
+                f"precision {precision} keeps only {calibration.chosen.agreement:.2%} of the tokens of precision "
+                f"{Precision.EXACT} (model.min_agreement is {floor:.2%}); choose a finer precision, or lower the floor"
+            )
+        if len(calibration.trials) > 1:
+            tried = "; ".join(map(str, calibration.trials))
+            self._progress.note(f"precision {precision} (model.min_agreement is {floor:.2%}): {tried}")
 
     def _judge(self, findings: Iterable[Finding]) -> None:
         """Say which gates failed; unless they only mark, the run stops."""

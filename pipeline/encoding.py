@@ -1,5 +1,7 @@
 """How images become batches for the device: which model, which precision, and the few batch shapes that are used."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
@@ -25,15 +27,17 @@ class ModelConfig(BaseModel):
     revision: str | None = Field(None, description="branch, tag or commit, for a hub id")
     sha256: str | None = Field(None, description="expected hash of the weights; any other weights are refused")
     precision: Literal["auto"] | Precision = Field(
-        "auto", description="exact, tf32, bf16 or fp16; auto is exact in this version"
+        "auto",
+        description="exact, tf32, bf16 or fp16; auto takes the fastest that keeps min_agreement, on a CPU exact",
     )
     batch_size: Literal["auto"] | int = Field(
         "auto", description="images per device batch; auto grows until throughput flattens or memory is short"
     )
     min_agreement: float = Field(
-        0.99, ge=0, le=1, description="stop if fewer of the tokens agree with precision `exact` (fraction)"
+        0.99, ge=0, le=1, description="a precision is refused if fewer of its tokens equal those of `exact` (fraction)"
     )
     compile: bool = Field(False, description="torch.compile the encoder: minutes at start, pays on long GPU runs")
+    graphs: bool = Field(True, description="replay CUDA graphs on a GPU, instead of launching kernel by kernel")
 
     @field_validator("batch_size")
     @classmethod
@@ -43,9 +47,53 @@ class ModelConfig(BaseModel):
         return size
 
     @property
-    def resolved_precision(self) -> Precision:
-        """The precision that `auto` stands for."""
-        return Precision.EXACT if self.precision == "auto" else self.precision
+    def fixed_precision(self) -> Precision | None:
+        """The precision that the user chose, None for auto."""
+        return None if self.precision == "auto" else self.precision
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One precision, tried on real images at the start.
+
+    Attributes:
+        precision: what was tried.
+        agreement: fraction of the tokens that equal those of `exact`.
+        rate: images/s of the model alone.
+        overflowed: images that left the precision's range, and were encoded again in `exact`.
+    """
+
+    precision: Precision
+    agreement: float
+    rate: float
+    overflowed: int = 0
+
+    def __str__(self) -> str:
+        out = f", {self.overflowed} images out of range" if self.overflowed else ""
+        return f"{self.precision} keeps {self.agreement:.2%} at {self.rate:,.1f} images/s{out}"
+
+
+def candidates(device: str) -> tuple[Precision, ...]:
+    """The precisions among which `auto` chooses on a kind of device (`cpu` or `cuda`).
+
+    On a CPU the half precisions are slower than float32 (measured), and TF32 does not exist.
+    """
+    return tuple(Precision) if device == "cuda" else (Precision.EXACT,)
+
+
+def choose(trials: Iterable[Trial], min_agreement: float) -> Trial:
+    """The fastest of the precisions that keep the tokens and stay in range; `exact` always does.
+
+    Args:
+        trials: `exact` among them.
+        min_agreement: the least fraction of tokens that must equal those of `exact`.
+    """
+    fit = [
+        trial
+        for trial in trials
+        if trial.precision is Precision.EXACT or (trial.agreement >= min_agreement and not trial.overflowed)
+    ]
+    return max(fit, key=lambda trial: trial.rate)
 
 
 def batch_shapes(batch_size: int) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pipeline.commit import Outcome
-from pipeline.encoding import Precision
+from pipeline.encoding import Precision, Trial
 from pipeline.meter import Reading
 from pipeline.qa.evidence import QaReport
 from pipeline.shards.manifest import Shard
@@ -20,14 +20,12 @@ class Identity:
         weights: hash of the model's tensors.
         model: the model's configuration.
         spec: codebook size and grid of the tokens.
-        precision: arithmetic of the encoder.
         resampler: what resamples the images (`pipeline.images.resampler`).
     """
 
     weights: str
     model: dict[str, object]
     spec: TokenSpec
-    precision: Precision
     resampler: str
 
 
@@ -40,9 +38,10 @@ class Calibration:
         batch_size: images per batch that the run uses.
         rates: images/s of the model alone on ready batches, by batch size.
         decode_rate: images/s of the decode pool alone.
-        agreement: fraction of tokens equal to precision `exact`'s.
         images: how many real images were at hand.
         versions: of the libraries that compute.
+        trials: the precisions that were tried, the chosen one among them.
+        precision: the chosen one.
         decode_agreement: fraction of tokens equal to those of `image.decode: exact`.
     """
 
@@ -50,10 +49,16 @@ class Calibration:
     batch_size: int
     rates: dict[int, float]
     decode_rate: float
-    agreement: float
     images: int
     versions: dict[str, str]
+    trials: tuple[Trial, ...]
+    precision: Precision
     decode_agreement: float = 1.0
+
+    @property
+    def chosen(self) -> Trial:
+        """What was found about the chosen precision."""
+        return next(trial for trial in self.trials if trial.precision is self.precision)
 
     @property
     def model_rate(self) -> float:

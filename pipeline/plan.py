@@ -78,7 +78,8 @@ def plan(config: JobConfig, probes: int = 2) -> Plan:
     worker = Worker(config, cpus, device)
     spec = worker.load().spec
     fixed = config.model.batch_size
-    measured = worker.measure(probed, fixed if isinstance(fixed, int) else None)
+    size = fixed if isinstance(fixed, int) else None
+    measured = worker.measure(probed, size, config.model.fixed_precision)
     if measured is None:
         raise UsageError(f"no image could be read in {', '.join(shard.url for shard in probed)}")
     input_bytes = sum(shard.size or 0 for shard in there)

@@ -10,7 +10,7 @@ import tempfile
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -19,8 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.calibration import BatchSizes, sweep, token_agreement, try_precisions
 from pipeline.config import JobConfig
-from pipeline.engine import CPU_IMAGES, Engine, Images, agreement, sweep, token_agreement
+from pipeline.encoding import Precision, candidates, choose
+from pipeline.engine import CPU_IMAGES, Engine, Images
 from pipeline.errors import Cancelled, ModelError, Reject, ShardError, ShardFault, StorageError, UsageError
 from pipeline.images import ImageConfig, configure_pillow, find_image, prepare, resampler
 from pipeline.isolation import IsolatedDecoder, prepare_sample
@@ -62,6 +64,7 @@ class Worker:
         self._decoders = ThreadPoolExecutor(cpus, thread_name_prefix="decode")
         self._engine: Engine | None = None
         self._line: Line | None = None
+        self._digest = ""
         self._golden: list[Golden] = []
         self._networks = Networks()
         self._attempts: dict[tuple[str, int], Attempt] = {}
@@ -85,40 +88,57 @@ class Worker:
         self._engine = Engine(
             model,
             device=self._device,
-            precision=config.resolved_precision,
+            precision=config.fixed_precision or Precision.EXACT,
             image_size=self._job.image.size,
             batch_size=config.batch_size if config.batch_size != "auto" else CPU_IMAGES,
             meter=self._meter,
             threads=self._cpus,
             compiled=config.compile,
+            graphs=config.graphs,
         )
         if self._job.qa.samples_per_shard:
             self._networks = load_networks(self._job.qa, self._engine.device, self._job.image.size)
-        pixels = resampler(self._job.image.decode)
-        return Identity(digest, model.config.model_dump(), self._engine.spec, config.resolved_precision, pixels)
+        self._digest = digest
+        return Identity(digest, model.config.model_dump(), self._engine.spec, resampler(self._job.image.decode))
 
-    def measure(self, shards: list[Shard], batch_size: int | None) -> Calibration | None:
-        """Choose the batch size and measure each ceiling alone on real images; None if the shards give no image."""
-        engine = self._loaded()
+    def measure(
+        self, shards: list[Shard], batch_size: int | None, precision: Precision | None = None
+    ) -> Calibration | None:
+        """Choose what is not given, and measure each ceiling alone on real images.
+
+        Args:
+            shards: the first readable one serves.
+            batch_size: images per batch; None for the fastest.
+            precision: None for the fastest that keeps `model.min_agreement`.
+
+        Returns:
+            None if the shards give no image.
+        """
+        engine, config = self._loaded(), self._job.model
         files = self._sample(shards)
         start = time.perf_counter()
         images = self._views(files, self._job.image)
         decode_rate = len(files) / max(1e-9, time.perf_counter() - start)
         if not len(images):
             return None
-        rates = sweep(engine, images, batch_size)
+        trials = try_precisions(engine, images, [precision] if precision else candidates(self._device))
+        chosen = precision or choose(trials, config.min_agreement).precision
+        engine.set_precision(chosen)
+        device = torch.cuda.get_device_name() if self._device == "cuda" else "cpu"
+        circumstances = (device, self._digest, engine.image_size, chosen, config.compile, config.graphs)
         return Calibration(
-            device=torch.cuda.get_device_name() if self._device == "cuda" else "cpu",
+            device=device,
+            rates=self._sweep(images, batch_size, circumstances),
             batch_size=engine.batch_size,
-            rates=rates,
             decode_rate=decode_rate,
-            agreement=agreement(engine, images),
             images=len(images),
             versions={"torch": str(torch.__version__), "python": sys.version.split()[0]},
+            trials=tuple(trials),
+            precision=chosen,
             decode_agreement=self._decode_agreement(files, images),
         )
 
-    def start(self, fingerprint: str, batch_size: int) -> float | None:
+    def start(self, fingerprint: str, batch_size: int, precision: Precision) -> float | None:
         """Get ready for shards; returns the device's agreement on the golden images, if that is asked for.
 
         Raises:
@@ -126,9 +146,10 @@ class Worker:
         """
         engine, job = self._loaded(), self._job
         _clean(job.cluster.scratch)
+        engine.set_precision(precision)
         engine.set_batch_size(batch_size)
-        if job.model.compile:
-            engine.warm_up()  # compiling takes minutes, in which an attempt would seem to hang
+        if job.model.compile or self._device == "cuda":
+            engine.warm_up()  # compiling can take minutes, in which an attempt would seem to hang
         self._meter.reset()
         self._line = Line(
             storage=self._storage,
@@ -179,6 +200,19 @@ class Worker:
         """What shards are tokenized with; there is one after `start`."""
         assert self._line is not None, "start() comes first"
         return self._line
+
+    def _sweep(self, images: Images, batch_size: int | None, circumstances: tuple[object, ...]) -> dict[int, float]:
+        """Choose the batch size, unless it is given or known from an earlier run on this kind of device."""
+        engine, known = self._loaded(), BatchSizes()
+        if batch_size or self._device == "cpu":
+            return sweep(engine, images, batch_size)
+        circumstances = *circumstances, str(torch.__version__)
+        if (size := known.get(circumstances)) is not None:
+            with suppress(ModelError):  # another process may hold some of the memory today
+                return sweep(engine, images, size)
+        rates = sweep(engine, images, None)
+        known.put(engine.batch_size, circumstances)
+        return rates
 
     def _loaded(self) -> Engine:
         assert self._engine is not None, "load() comes first"

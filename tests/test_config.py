@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import JobConfig, describe_options, job_document, resolve
+from pipeline.config import JobConfig, describe_options, job_document, precision_of, resolve
 from pipeline.encoding import Precision
 from pipeline.errors import UsageError
 from pipeline.messages import Identity
@@ -103,8 +103,22 @@ def test_every_option_is_described_with_its_default() -> None:
     assert {"shards", "output.url", "model.batch_size", "limits.drain_seconds", "storage.options"} <= set(options)
 
 
-def test_auto_precision_is_exact() -> None:
-    assert JobConfig().model.resolved_precision is Precision.EXACT
+@pytest.mark.parametrize(("given", "fixed"), [("auto", None), ("fp16", Precision.FP16)])
+def test_precision_is_fixed_unless_it_is_auto(given: str, fixed: Precision | None) -> None:
+    assert resolve(settings=[f"model.precision={given}"], environment={}).model.fixed_precision is fixed
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("precision", list(Precision))
+def test_precision_of_a_job_is_read_back(precision: Precision, compiled: bool) -> None:
+    config = JobConfig(model={"path": "m", "compile": compiled})
+    document = job_document(config, Identity("w", {}, TokenSpec(8, 1, 1), "pillow-13"), None, precision, 8)
+    assert precision_of(document) is precision
+
+
+def test_precision_of_a_damaged_job() -> None:
+    with pytest.raises(UsageError, match="must be one of exact, tf32, bf16, fp16, got fp4"):
+        precision_of({"identity": {"precision": "fp4"}})
 
 
 def test_local_paths_are_made_absolute_for_actors_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,8 +147,8 @@ def test_fingerprint_holds_only_what_changes_tokens(setting: str, same: bool) ->
 def test_job_document_holds_no_credentials() -> None:
     secret = "s3://KEY:SECRET@bucket/x"
     config = JobConfig(shards=[secret], model=secret, output=secret)
-    found = Identity("w", {}, TokenSpec(8, 1, 1), Precision.EXACT, "pillow-13")
-    written = json.dumps(job_document(config, found, None, 8))
+    found = Identity("w", {}, TokenSpec(8, 1, 1), "pillow-13")
+    written = json.dumps(job_document(config, found, None, Precision.EXACT, 8))
     assert "SECRET" not in written
     assert "KEY" not in written
     assert "s3://bucket/x" in written

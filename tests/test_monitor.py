@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.commit import Outcome
+from pipeline.encoding import Precision
 from pipeline.messages import Calibration, ShardReport
 from pipeline.meter import Reading, bound
 from pipeline.monitor import ExitCode, Monitor, Rates, verdict
@@ -32,7 +33,7 @@ def monitor(time: Clock) -> Monitor:
 
 
 def calibration(device: str) -> Calibration:
-    return Calibration(device, 8, {4: 30.0, 8: 40.0}, 120.0, 1.0, 32, {})
+    return Calibration(device, 8, {4: 30.0, 8: 40.0}, 120.0, 32, {}, (), Precision.EXACT)
 
 
 def report(samples: int, rejects: int = 0) -> ShardReport:

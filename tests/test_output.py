@@ -21,8 +21,8 @@ from tests.support.lines import production_line
 
 def job(weights: str = "w1", **image: object) -> dict:
     config = JobConfig(shards=["x.tar"], model="m", output="o", image={"size": 32, **image})
-    found = Identity(weights, {"latent_channels": 4}, TokenSpec(64, 8, 8), Precision.EXACT, "pillow-13")
-    return job_document(config, found, None, 8)
+    found = Identity(weights, {"latent_channels": 4}, TokenSpec(64, 8, 8), "pillow-13")
+    return job_document(config, found, None, Precision.EXACT, 8)
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def test_tuning_does_not_change_the_fingerprint() -> None:
         cluster={"actors": 8},
         limits={"max_attempts": 9},
     )
-    found = Identity("w1", {"latent_channels": 4}, TokenSpec(64, 8, 8), Precision.EXACT, "pillow-13")
-    assert job_document(tuned, found, None, 64)["fingerprint"] == job()["fingerprint"]
+    found = Identity("w1", {"latent_channels": 4}, TokenSpec(64, 8, 8), "pillow-13")
+    assert job_document(tuned, found, None, Precision.EXACT, 64)["fingerprint"] == job()["fingerprint"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import resolve
+from pipeline.encoding import Precision
 from pipeline.errors import UsageError
 from pipeline.messages import ShardReport, Task
 from pipeline.schedule import Failure, Kind
@@ -39,7 +40,7 @@ def test_start_takes_away_what_a_dead_actor_left(worker: Worker, scratch: Path) 
     left = scratch / (PREFIX + "0" * 32)
     left.mkdir(parents=True)
     (left / "x.parquet").write_bytes(bytes(1000))
-    worker.start("f" * 64, 2)
+    worker.start("f" * 64, 2, Precision.EXACT)
     assert list(scratch.iterdir()) == []
 
 
@@ -54,7 +55,7 @@ def test_parts_are_drafted_on_the_scratch_disk(
             super().create(url, source)
 
     monkeypatch.setattr(worker, "_storage", Watching())
-    worker.start("f" * 64, 2)
+    worker.start("f" * 64, 2, Precision.EXACT)
     [shard] = freeze(Storage(), [str(corpus / "00000.tar")])
     assert isinstance(worker.tokenize(Task(shard, 1)), ShardReport)
     assert [path.parent.parent for path in drafted] == [scratch]
@@ -65,7 +66,7 @@ def test_limits_of_a_tar(tmp_path: Path, tiny_model: Path, corpus: Path) -> None
     flags = {"model": str(tiny_model), "output": str(tmp_path / "out"), "image.size": 32}
     worker = Worker(resolve(flags=flags, settings=["tar.max_member_bytes=500"], environment={}), 1, "cpu")
     worker.load()
-    worker.start("f" * 64, 2)
+    worker.start("f" * 64, 2, Precision.EXACT)
     outcome = worker.tokenize(Task(freeze(Storage(), [str(corpus / "00000.tar")])[0], 1))
     assert isinstance(outcome, Failure)
     assert (outcome.kind, outcome.reason) == (Kind.TASK, "limit_exceeded")
@@ -75,7 +76,7 @@ def test_limits_of_a_tar(tmp_path: Path, tiny_model: Path, corpus: Path) -> None
 def test_scratch_that_cannot_be_written(worker: Worker, scratch: Path) -> None:
     scratch.write_bytes(b"a file")
     with pytest.raises(UsageError, match=r"cluster\.scratch must be a folder on a local disk .*/scratch on .*exists"):
-        worker.start("f" * 64, 2)
+        worker.start("f" * 64, 2, Precision.EXACT)
 
 
 def test_driver_needs_no_torch_to_read_what_an_actor_tells(worker: Worker, corpus: Path) -> None:
@@ -88,7 +89,7 @@ def test_driver_needs_no_torch_to_read_what_an_actor_tells(worker: Worker, corpu
 
     [shard] = freeze(Storage(), [str(corpus / "00000.tar")])
     calibration = worker.measure([shard], 2)
-    agreement = worker.start("f" * 64, 2)
+    agreement = worker.start("f" * 64, 2, Precision.EXACT)
     told = (worker.load(), calibration, agreement, worker.tokenize(Task(shard, 1)))
     assert Watching(BytesIO(pickle.dumps(told))).load()[1] == calibration
     assert "pipeline.messages" in modules

@@ -107,11 +107,11 @@ class _Benchmark:
         self._step("loading, calibrating")
         worker = Worker(self._config, self._cpus, self._device)
         worker.load()
-        fixed = self._config.model.batch_size
-        found = worker.measure(self._shards, fixed if isinstance(fixed, int) else None)
+        fixed, precision = self._config.model.batch_size, self._config.model.fixed_precision
+        found = worker.measure(self._shards, fixed if isinstance(fixed, int) else None, precision)
         if found is None:
             raise UsageError(f"no image could be read in {', '.join(shard.url for shard in self._shards)}")
-        worker.start(NO_FINGERPRINT, found.batch_size)
+        worker.start(NO_FINGERPRINT, found.batch_size, found.precision)
         return worker
 
     def _mode(self, stages: Stages, image: ImageConfig) -> float:

@@ -5,9 +5,10 @@ from typing import get_args
 
 from pipeline.bench.figures import ModelFigures
 from pipeline.bench.material import Material
+from pipeline.calibration import agreement, sweep
 from pipeline.config import JobConfig
 from pipeline.encoding import Precision
-from pipeline.engine import Engine, agreement, sweep
+from pipeline.engine import Engine
 from pipeline.errors import ModelError
 from pipeline.images import ImageConfig
 from pipeline.model import VQModel
@@ -36,6 +37,7 @@ def model_alone(
             image_size=config.image.size,
             threads=threads,
             compiled=source.compile,
+            graphs=source.graphs,
         )
     except ModelError:
         return None

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.config import resolve
+from pipeline.encoding import Precision
 from pipeline.engine import Engine
 from pipeline.errors import UsageError
 from pipeline.messages import ShardReport, Task
@@ -155,7 +156,7 @@ def test_actor_loads_its_networks_before_the_first_shard(
     qa = {"qa.lpips_weights": str(lpips_file)}
     worker = Worker(resolve(flags={**flags, **qa}, environment={}), 1, "cpu")
     worker.load()
-    worker.start("f" * 64, 2)
+    worker.start("f" * 64, 2, Precision.EXACT)
     [shard] = freeze(Storage(), [str(corpus / "00000.tar")])
     done = worker.tokenize(Task(shard, 1))
     assert isinstance(done, ShardReport)

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from pipeline.commit import Outcome
+from pipeline.encoding import Precision, Trial
 from pipeline.errors import Reject, Stage
 from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, Task
 from pipeline.meter import Meter
@@ -33,19 +34,21 @@ class StandIn:
     def __init__(self, job: object, cpus: int, device: str) -> None:
         self._output = Path(job.output.url.removeprefix("file://"))  # type: ignore[attr-defined]
         self._script = json.loads((self._output.parent / "script.json").read_text())
-        self._precision = job.model.resolved_precision  # type: ignore[attr-defined]
         self._judged = job.qa.samples_per_shard > 0  # type: ignore[attr-defined]
         self._meter, self._stopped, self._fingerprint = Meter(), set(), ""
 
     def load(self) -> Identity:
         deed = self._deed("load")
-        return Identity("other" if deed == "other weights" else "weights", {}, SPEC, self._precision, "pillow-13")
+        return Identity("other" if deed == "other weights" else "weights", {}, SPEC, "pillow-13")
 
-    def measure(self, shards: object, batch_size: int | None) -> Calibration:
-        agreement = 0.5 if self._deed("measure") == "disagree" else 1.0
-        return Calibration("cpu", batch_size or 8, {batch_size or 8: 100.0}, 100.0, agreement, 1, {})
+    def measure(self, shards: object, batch_size: int | None, precision: Precision | None) -> Calibration:
+        deed = self._deed("measure")
+        agreement = 0.5 if deed == "disagree" else 1.0
+        chosen = precision or (Precision.FP16 if deed == "half is faster" else Precision.EXACT)
+        trials = (Trial(chosen, agreement, 100.0),)
+        return Calibration("cpu", batch_size or 8, {batch_size or 8: 100.0}, 100.0, 1, {}, trials, chosen)
 
-    def start(self, fingerprint: str, batch_size: int) -> None:
+    def start(self, fingerprint: str, batch_size: int, precision: Precision) -> None:
         self._fingerprint = fingerprint
 
     def tokenize(self, task: Task) -> ShardReport | Failure:

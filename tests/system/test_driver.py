@@ -203,6 +203,14 @@ def test_calibration_that_kills_is_given_up_and_the_work_is_done(run: Run, tmp_p
     assert fired(tmp_path, "measure") == driver.MAX_SPOILT
 
 
+def test_precision_that_auto_chose_stays_when_the_run_goes_on(run: Run, tmp_path: Path) -> None:
+    run({"measure": ["half is faster"]})
+    next(tmp_path.glob("out/tokens/a-*.parquet")).unlink()
+    assert run({}).exit_code is ExitCode.OK, "measured again, exact would be chosen and the tokens would not agree"
+    assert run({}).exit_code is ExitCode.OK, "nor with nothing left to measure on"
+    assert json.loads((tmp_path / "out" / "job.json").read_text())["identity"]["precision"] == "fp16"
+
+
 def test_straggler_is_repeated_and_the_loser_told_to_stop(run: Run, tmp_path: Path) -> None:
     began = time.monotonic()
     result = run({"a": ["slow"]}, "cluster.shards_in_flight=1")

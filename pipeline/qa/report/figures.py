@@ -338,7 +338,10 @@ def _provenance(job: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _leaves(calibration.get("versions", {}), "versions")
     if calibration:
         yield "device", str(calibration.get("device", "not recorded"))
-        yield "agreement with exact", f"{calibration.get('agreement', 0):.4f}"
+        for trial in calibration.get("trials", ()):
+            out = f", {trial['overflowed']} images out of range" if trial["overflowed"] else ""
+            rate = f", {trial['rate']:,.1f} images/s" if trial["rate"] else ""
+            yield f"agreement of {trial['precision']} with exact", f"{trial['agreement']:.4f}{rate}{out}"
         yield "agreement with exact decoding", f"{calibration.get('decode_agreement', 1):.4f}"
     yield from _leaves(identity.get("model", {}), "model")
 

@@ -1,0 +1,58 @@
+"""The model in one precision: uint8 images on the device to indices, and whether each image's arithmetic held."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from pipeline.encoding import Precision
+from pipeline.model import VQModel
+
+HALVES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+
+
+@contextmanager
+def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
+    """What runs inside may round float32 products to TF32 only if the precision says so; gradients are off.
+
+    The switch is process-wide: only the device's own thread works in here.
+    """
+    if device.type == "cuda":
+        kind = "tf32" if precision is Precision.TF32 else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = kind
+        torch.backends.cudnn.conv.fp32_precision = kind  # type: ignore[attr-defined]
+    with torch.inference_mode():
+        yield
+
+
+class Forward:
+    """Pixels to tokens.
+
+    Args:
+        model: on its device; it is not changed, and shared but for what a half precision rounds.
+        precision: arithmetic of the encoder.
+        compiled: run the encoder through torch.compile, for fixed shapes. Not its autotuning: two actors that chose
+            different kernels would give parts of different bytes.
+    """
+
+    def __init__(self, model: VQModel, precision: Precision, *, compiled: bool = False) -> None:
+        half = HALVES.get(precision)
+        self._model = model.with_half_encoder(half) if half else model
+        self._precision = precision
+        latents: Callable[[Tensor], Tensor] = self._model.encode_latents
+        self._latents = torch.compile(latents, dynamic=False) if compiled else latents
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode a batch.
+
+        Args:
+            images: uint8 [n, H, W, C].
+
+        Returns:
+            Indices int64 [n, h, w]; and bool [n], False where a latent is infinite or no number: float16 ends at
+            65,504, and the indices of such an image mean nothing.
+        """
+        with arithmetic(images.device, self._precision):
+            latents = self._latents(images)
+            return self._model.quantize.indices(latents), latents.isfinite().flatten(1).all(dim=1)
