@@ -138,9 +138,9 @@ def test_empty_section_of_a_file_takes_settings(tmp_path: Path) -> None:
     ("setting", "same"), [("tar.max_members=5", True), ("limits.max_attempts=5", True), ("image.size=64", False)]
 )
 def test_fingerprint_holds_only_what_changes_tokens(setting: str, same: bool) -> None:
-    found = Identity("w", {}, TokenSpec(8, 1, 1), Precision.EXACT)
+    found = Identity("w", {}, TokenSpec(8, 1, 1), "pillow-13")
     configs = resolve(environment={}), resolve(settings=[setting], environment={})
-    plain, changed = (job_document(config, found, None, 8)["fingerprint"] for config in configs)
+    plain, changed = (job_document(config, found, None, Precision.EXACT, 8)["fingerprint"] for config in configs)
     assert (plain == changed) is same
 
 

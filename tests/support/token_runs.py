@@ -47,7 +47,7 @@ def make_run(
     """
     out = Output(Storage(), str(output))
     config = JobConfig(shards=["x"], model=model, output=out.url, image={"size": 8 * spec.grid_height})
-    job = job_document(config, Identity("w1", {"latent_channels": 4}, spec, Precision.EXACT), None, 8)
+    job = job_document(config, Identity("w1", {"latent_channels": 4}, spec, "pillow-13"), None, Precision.EXACT, 8)
     out.claim(json.loads(json.dumps(job)))
     urls = [f"s3://corpus/{number:05}.tar" for number in range(len(samples))]
     shards = [Shard(shard_id(url), url, 1000, "etag") for url in urls]
