@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jobs import bench, demo, export, fit, plan, report, run, status, verify
+from jobs import bench, decode, demo, export, fit, plan, report, run, status, verify
 from jobs.options import options_help
 from pipeline.errors import TokenmillError, UsageError
 
@@ -33,6 +33,7 @@ app.command("status")(status.main)
 app.command("verify")(verify.main)
 app.command("report")(report.main)
 app.command("export")(export.main)
+app.command("decode")(decode.main)
 app.command("fit")(fit.main)
 
 

@@ -39,6 +39,7 @@ FLOORS: dict[str, int] = {
     "pipeline.recount": 3,
     "pipeline.fit": 3,
     "pipeline.exports": 3,
+    "pipeline.decoding": 3,
     "pipeline.qa": 3,
     "pipeline.config": 4,
     "pipeline.worker": 4,

@@ -83,18 +83,25 @@ class Source:
             columns: all if None.
             multiple: each table but the last has a multiple of so many rows.
         """
-        return _in_multiples(self._read(start, stop, columns), multiple)
+        return _in_multiples(self.take(np.arange(start, stop), columns), multiple)
 
-    def _read(self, start: int, stop: int, columns: list[str] | None) -> Iterator[pa.Table]:
+    def take(self, rows: npt.NDArray[np.int64], columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Some rows of the sequence, in order, a row group at a time.
+
+        Args:
+            rows: their numbers, ascending.
+            columns: all if None.
+        """
         offset = 0
         for part in self.parts.parts:
-            first, last = max(0, start - offset), min(self._rows_of(part), stop - offset)
+            count = self._rows_of(part)
+            first, last = np.searchsorted(rows, [offset, offset + count])
             if first < last:
-                rows = np.arange(first, last, dtype=np.int64)
+                mine = rows[first:last] - offset
                 if self.view is not None:
-                    rows = rows * (part.rows // part.samples) + self.view
-                yield from _rows_of_part(self.storage, part, rows, columns)
-            offset += self._rows_of(part)
+                    mine = mine * (part.rows // part.samples) + self.view
+                yield from _rows_of_part(self.storage, part, mine, columns)
+            offset += count
 
     def _rows_of(self, part: Part) -> int:
         return part.rows if self.view is None else part.samples

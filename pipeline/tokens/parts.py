@@ -77,6 +77,11 @@ class Parts:
         return int(found.pop()) if len(found) == 1 and all(count.is_integer() for count in found) else None
 
 
+    def of(self, part: Part) -> "Parts":
+        """The list of one of the parts alone."""
+        return Parts((part,), self.spec, self.schema)
+
+
 def find_parts(
     storage: Storage, output: str, *, only: Iterable[str] | None = None, partial: bool = False, allow_none: bool = False
 ) -> Parts:

@@ -1,7 +1,9 @@
 """OUTPUTs made without a model: tokens that tell which row they are, written and published as a run does."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,26 +30,71 @@ def telling_tokens(shard: int, sample: int, view: int, spec: TokenSpec) -> np.nd
     return tokens
 
 
+@dataclass(frozen=True)
+class Made:
+    """How the rows of an OUTPUT are made.
+
+    Attributes:
+        views: of each sample.
+        spec: codes and grid.
+        group: rows of a row group.
+        tokens: of a row.
+        labelled: no label is missing.
+        prefix: stands before every key.
+    """
+
+    views: int = 1
+    spec: TokenSpec = TokenSpec(1024, 2, 2)
+    group: int = 4
+    tokens: Tokens = telling_tokens
+    labelled: bool = False
+    prefix: str = ""
+
+    def rows(self, shard: int, samples: int) -> Iterator[tuple[Row, np.ndarray]]:
+        """The rows of one shard, with their tokens [h, w]."""
+        for i, view in product(range(samples), range(self.views)):
+            caption = None if i % 3 == 2 else f"caption {shard} {i}"
+            label = None if i % 7 == 6 and not self.labelled else i % 5
+            crop, meta = (float(view), 0.0, 32.0, 32.0), json.dumps({"i": i})
+            row = Row(f"{self.prefix}{shard}/{i}", i, view, 40, 50, crop, view % 2 == 1, caption, label, meta)
+            yield row, self.tokens(shard, i, view, self.spec)
+
+    def write_part(self, path: Path, number: int, shard: Shard, samples: int, fingerprint: str) -> None:
+        """The part of the shard of this number."""
+        rows = list(self.rows(number, samples))
+        about = {"id": shard.id, "url": shard.url, "size": shard.size, "etag": shard.etag}
+        footer = PartFooter(fingerprint, about, self.spec, Counts(samples, samples, len(rows), 0))
+        with PartWriter(path, self.spec, ColumnsConfig(), shard.url, OutputConfig(row_group_rows=self.group)) as writer:
+            for start in range(0, len(rows), self.group):
+                some = rows[start : start + self.group]
+                writer.add([row for row, _ in some], np.stack([tokens for _, tokens in some]))
+            writer.finish(footer)
+
+
 def make_run(
     output: Path | str,
     samples: Sequence[int] = (10, 7),
     *,
-    views: int = 1,
-    spec: TokenSpec = TokenSpec(1024, 2, 2),  # noqa: B008 - frozen
-    group: int = 4,
-    tokens: Tokens = telling_tokens,
     finished: bool = True,
     model: str = "m",
-    labelled: bool = False,
+    weights: str = "w1",
+    **made: Any,
 ) -> str:
     """Write an OUTPUT with a shard of so many samples for each entry; returns its URL.
 
     Row (shard s, sample i) has key `s/i`, label i modulo 5 (none for every seventh), caption `caption s i` (none for
-    every third). With `labelled`, no label is missing.
+    every third).
+
+    Args:
+        output: folder or URL.
+        samples: of each shard.
+        finished: with accounts and _SUCCESS.
+        model, weights: as job.json tells them.
+        **made: see `Made`.
     """
-    out = Output(Storage(), str(output))
-    config = JobConfig(shards=["x"], model=model, output=out.url, image={"size": 8 * spec.grid_height})
-    job = job_document(config, Identity("w1", {"latent_channels": 4}, spec, "pillow-13"), None, Precision.EXACT, 8)
+    out, how = Output(Storage(), str(output)), Made(**made)
+    config = JobConfig(shards=["x"], model=model, output=out.url, image={"size": 8 * how.spec.grid_height})
+    job = job_document(config, Identity(weights, {"latent_channels": 4}, how.spec, "pillow-13"), None, Precision.EXACT, 8)
     out.claim(json.loads(json.dumps(job)))
     urls = [f"s3://corpus/{number:05}.tar" for number in range(len(samples))]
     shards = [Shard(shard_id(url), url, 1000, "etag") for url in urls]
@@ -55,32 +102,9 @@ def make_run(
     with TemporaryDirectory() as folder:
         for number, (shard, count) in enumerate(zip(shards, samples, strict=True)):
             path = Path(folder, f"{number}.parquet")
-            _write_part(
-                path, shard, job["fingerprint"], spec, group, list(_rows(number, count, views, spec, tokens, labelled))
-            )
+            how.write_part(path, number, shard, count, job["fingerprint"])
             out.storage.create(f"{out.url}/tokens/{shard.id}.parquet", path)
     if finished:
         out.summarise(shards, {})
         out.storage.write(f"{out.url}/_SUCCESS", b"")
     return out.url
-
-
-def _rows(shard: int, samples: int, views: int, spec: TokenSpec, tokens: Tokens, labelled: bool) -> Any:
-    for i in range(samples):
-        for view in range(views):
-            caption = None if i % 3 == 2 else f"caption {shard} {i}"
-            label = None if i % 7 == 6 and not labelled else i % 5
-            crop, meta = (float(view), 0.0, 32.0, 32.0), json.dumps({"i": i})
-            row = Row(f"{shard}/{i}", i, view, 40, 50, crop, view % 2 == 1, caption, label, meta)
-            yield row, tokens(shard, i, view, spec)
-
-
-def _write_part(path: Path, shard: Shard, fingerprint: str, spec: TokenSpec, group: int, rows: list[Any]) -> None:
-    about = {"id": shard.id, "url": shard.url, "size": shard.size, "etag": shard.etag}
-    samples = len({row.sample_index for row, _ in rows})
-    footer = PartFooter(fingerprint, about, spec, Counts(samples, samples, len(rows), 0))
-    with PartWriter(path, spec, ColumnsConfig(), shard.url, OutputConfig(row_group_rows=group)) as writer:
-        for start in range(0, len(rows), group):
-            some = rows[start : start + group]
-            writer.add([row for row, _ in some], np.stack([tokens for _, tokens in some]))
-        writer.finish(footer)

@@ -1,0 +1,52 @@
+"""`tokenmill decode`: rows of a run back to pictures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.options import Settings, Store, out, storage_for
+from pipeline.errors import UsageError
+
+
+def main(
+    output: Store,
+    to: Annotated[str, typer.Option(metavar="URL", help="Folder or URL for the pictures.", show_default=False)],
+    keys: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keys", metavar="KEY", help="Rows of this key, or of @list.txt. Repeatable.", show_default=False
+        ),
+    ] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="So many rows by lot.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the lot.")] = 0,
+    form: Annotated[str, typer.Option("--as", help="png or webp (files), or tar (a WebDataset).")] = "png",
+    model: Annotated[
+        str | None, typer.Option(metavar="REF", help="The VQ model; the one in job.json if not given.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Decode rows of a run, by key or by lot. File names tell shard, number in it, view and key."""
+    from pipeline.exports.source import open_source
+
+    from pipeline.decoding import DecodeConfig, decode
+
+    if form not in ("png", "webp", "tar"):
+        raise UsageError(f"--as must be png, webp or tar, got {form!r}")
+    config = DecodeConfig(to=to, keys=tuple(_expanded(keys or [])), sample=sample, seed=seed, form=form, model=model)
+    count = decode(open_source(storage_for(settings), output, partial=True), config)
+    out.print(f"{count:,} pictures in {to}")
+
+
+def _expanded(keys: list[str]) -> list[str]:
+    """The keys, with those in the lines of `@files`."""
+    found: list[str] = []
+    for key in keys:
+        if not key.startswith("@"):
+            found.append(key)
+            continue
+        try:
+            found += Path(key[1:]).read_text().split("\n")
+        except OSError as error:
+            raise UsageError(f"--keys {key}: cannot be read: {error}") from error
+    return [key for key in found if key]

@@ -1,0 +1,97 @@
+"""Rows back to pictures."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+from PIL import Image
+from pipeline.exports.source import Source, open_source
+
+from pipeline.decoding import DecodeConfig, decode
+from pipeline.errors import ModelError, UsageError
+from pipeline.model import VQModel, weights_hash
+from pipeline.storage import Storage
+from pipeline.tokens.schema import TokenSpec
+from tests.support.models import save_tiny_model
+from tests.support.token_runs import make_run, telling_tokens
+
+SPEC = TokenSpec(64, 4, 8)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Source:
+    """2 views of each of 17 samples in row groups of 4, made by the tiny model as far as job.json tells."""
+    weights = weights_hash(VQModel.from_pretrained(tiny_model))
+    folder = tmp_path_factory.mktemp("run")
+    run = make_run(folder, (10, 7), views=2, spec=SPEC, model=str(tiny_model), weights=weights)
+    return open_source(Storage(), run)
+
+
+def picture(tiny_model: Path, shard: int, sample: int, view: int) -> np.ndarray:
+    """What the row's tokens show, uint8 [16, 32, 3]."""
+    grid = torch.from_numpy(telling_tokens(shard, sample, view, SPEC))[None]
+    image = VQModel.from_pretrained(tiny_model).decode_indices(grid)[0]
+    return ((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("form", ["png", "webp"])
+def test_rows_of_keys_as_files(source: Source, tiny_model: Path, tmp_path: Path, form: str) -> None:
+    assert decode(source, DecodeConfig(to=str(tmp_path), keys=("1/6", "0/3"), form=form)) == 4
+    found = {path.name: np.asarray(Image.open(path)) for path in tmp_path.iterdir()}
+    names = {
+        f"{s:05d}-{i:06d}-{v}-{s}_{i}.{form}": picture(tiny_model, s, i, v)
+        for s, i in ((0, 3), (1, 6))
+        for v in range(2)
+    }
+    assert found.keys() == names.keys()
+    assert all(np.abs(found[name].astype(int) - names[name].astype(int)).max() <= 1 for name in names)
+
+
+def test_rows_by_lot(source: Source, tmp_path: Path) -> None:
+    for seed, name in ((0, "a"), (0, "b"), (1, "c")):
+        assert decode(source, DecodeConfig(to=str(tmp_path / name), sample=9, seed=seed)) == 9
+    names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in "abc"]
+    assert names[0] == names[1] != names[2]
+    assert decode(source, DecodeConfig(to=str(tmp_path / "all"), sample=1000)) == 34
+
+
+def test_webdataset(source: Source, tiny_model: Path, tmp_path: Path) -> None:
+    assert decode(source, DecodeConfig(to=str(tmp_path), keys=("0/3",), form="tar")) == 2
+    with open(tmp_path / "00000.tar", "rb") as file:
+        members = wds.tariterators.tar_file_expander([{"url": "x", "stream": file}])
+        samples = list(wds.tariterators.group_by_keys(members))
+    assert [sample["__key__"] for sample in samples] == ["000000000", "000000001"]
+    assert samples[0]["txt"] == b"caption 0 3"
+    shown = np.asarray(Image.open(io.BytesIO(samples[1]["png"])))
+    assert np.abs(shown.astype(int) - picture(tiny_model, 0, 3, 1).astype(int)).max() <= 1
+
+
+def test_keys_are_no_paths(source: Source, tmp_path: Path, tiny_model: Path) -> None:
+    """A tar may call its samples anything."""
+    weights = source.job["identity"]["weights"]
+    run = make_run(tmp_path / "run", (1,), spec=SPEC, model=str(tiny_model), weights=weights, prefix="../../../evil/")
+    decode(open_source(Storage(), run), DecodeConfig(to=str(tmp_path / "to" / "here"), sample=1))
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["00000-000000-0-_.._.._evil_0_0.png"]
+    assert [path.name for path in (tmp_path / "to").iterdir()] == ["here"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "either --keys or --sample"),
+        ({"keys": ("0/1",), "sample": 3}, "either --keys or --sample"),
+        ({"keys": ("0/1", "nobody", "none")}, "2 of 3 keys are not in the run, such as 'nobody'"),
+    ],
+)
+def test_rows_that_cannot_be(source: Source, tmp_path: Path, options: dict, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        decode(source, DecodeConfig(to=str(tmp_path), **options))
+
+
+def test_model_that_did_not_make_them(source: Source, tmp_path: Path) -> None:
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    with pytest.raises(ModelError, match="did not make these tokens"):
+        decode(source, DecodeConfig(to=str(tmp_path), sample=1, model=str(other)))
