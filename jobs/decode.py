@@ -27,9 +27,8 @@ def main(
     settings: Settings = None,
 ) -> None:
     """Decode rows of a run, by key or by lot. File names tell shard, number in it, view and key."""
-    from pipeline.exports.source import open_source
-
     from pipeline.decoding import DecodeConfig, decode
+    from pipeline.exports.source import open_source
 
     if form not in ("png", "webp", "tar"):
         raise UsageError(f"--as must be png, webp or tar, got {form!r}")

@@ -8,10 +8,10 @@ import pytest
 import torch
 import webdataset as wds
 from PIL import Image
-from pipeline.exports.source import Source, open_source
 
 from pipeline.decoding import DecodeConfig, decode
 from pipeline.errors import ModelError, UsageError
+from pipeline.exports.source import Source, open_source
 from pipeline.model import VQModel, weights_hash
 from pipeline.storage import Storage
 from pipeline.tokens.schema import TokenSpec

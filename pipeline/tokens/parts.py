@@ -76,7 +76,6 @@ class Parts:
         found = {part.rows / part.samples for part in self.parts if part.samples}
         return int(found.pop()) if len(found) == 1 and all(count.is_integer() for count in found) else None
 
-
     def of(self, part: Part) -> "Parts":
         """The list of one of the parts alone."""
         return Parts((part,), self.spec, self.schema)

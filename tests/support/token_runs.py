@@ -20,6 +20,7 @@ from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter, Row, Token
 from pipeline.tokens.writer import OutputConfig, PartWriter
 
 Tokens = Callable[[int, int, int, TokenSpec], np.ndarray]  # (shard, sample, view, spec) -> [h, w]
+SPEC = TokenSpec(1024, 2, 2)
 
 
 def telling_tokens(shard: int, sample: int, view: int, spec: TokenSpec) -> np.ndarray:
@@ -44,7 +45,7 @@ class Made:
     """
 
     views: int = 1
-    spec: TokenSpec = TokenSpec(1024, 2, 2)
+    spec: TokenSpec = SPEC
     group: int = 4
     tokens: Tokens = telling_tokens
     labelled: bool = False
@@ -94,7 +95,8 @@ def make_run(
     """
     out, how = Output(Storage(), str(output)), Made(**made)
     config = JobConfig(shards=["x"], model=model, output=out.url, image={"size": 8 * how.spec.grid_height})
-    job = job_document(config, Identity(weights, {"latent_channels": 4}, how.spec, "pillow-13"), None, Precision.EXACT, 8)
+    found = Identity(weights, {"latent_channels": 4}, how.spec, Precision.EXACT, "pillow-13")
+    job = job_document(config, found, None, 8)
     out.claim(json.loads(json.dumps(job)))
     urls = [f"s3://corpus/{number:05}.tar" for number in range(len(samples))]
     shards = [Shard(shard_id(url), url, 1000, "etag") for url in urls]
