@@ -64,16 +64,17 @@ def main(
             result = export(source, config, runner, lambda done, of: progress.count("units", done, of))
     finally:
         progress.close()
+    if result.finished:
+        out.print(f"{result.rows:,} rows as {layout}: {result.files:,} files, {result.bytes / 1e6:,.1f} MB in {to}")
+        if FORMATS[layout].advice:
+            out.print(f"note: {FORMATS[layout].advice}")
+        if upload:
+            out.print(f"uploaded to {_upload(Path(to), upload)}")
+    else:
+        out.print(f"stopped after {result.units:,} of {result.of:,} units; run the same command again to go on")
     if as_json:
         print_json(asdict(result))
-    if not result.finished:
-        out.print(f"stopped after {result.units:,} of {result.of:,} units; run the same command again to go on")
-        raise typer.Exit(4)
-    out.print(f"{result.rows:,} rows as {layout}: {result.files:,} files, {result.bytes / 1e6:,.1f} MB in {to}")
-    if FORMATS[layout].advice:
-        out.print(f"note: {FORMATS[layout].advice}")
-    if upload:
-        out.print(f"uploaded to {_upload(Path(to), upload)}")
+    raise typer.Exit(0 if result.finished else 4)
 
 
 def _runner(cluster: "ClusterConfig", workers: int | None, stop: "Stop") -> "Runner":
@@ -93,8 +94,12 @@ def _check_upload(config: "ExportConfig", upload: str | None) -> None:
 def _upload(folder: Path, repo: str) -> str:
     """Send an export to the Hub, in one commit. The token is huggingface_hub's own business."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     hub = HfApi()
-    hub.create_repo(repo, repo_type="dataset", exist_ok=True, private=True)
-    hub.upload_folder(repo_id=repo, folder_path=folder, repo_type="dataset", ignore_patterns=["_tokenmill/**"])
-    return f"https://huggingface.co/datasets/{repo} (private)"
+    try:
+        hub.create_repo(repo, repo_type="dataset", exist_ok=True, private=True)
+        hub.upload_folder(repo_id=repo, folder_path=folder, repo_type="dataset", ignore_patterns=["_tokenmill/**"])
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
+        raise UsageError(f"the Hub did not take {repo}; the export itself is complete in {folder}: {error}") from error
+    return f"{hub.endpoint}/datasets/{repo} (private, if it is new)"

@@ -15,7 +15,7 @@ from pipeline.exports.format import Format, Note, Unit, make_file
 from pipeline.exports.source import Source
 from pipeline.tokens.writer import parquet_options
 
-FILE_BYTES = 750e6  # files come out between two thirds of it and all of it, but for small runs
+FILE_BYTES = 1e9  # files come out between half of it and all of it, but for small runs
 GROUP_ROWS = 2000  # as in the parts: a random row then costs milliseconds
 
 

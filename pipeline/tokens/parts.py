@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -46,7 +47,7 @@ class Part:
         return self.url.rpartition("/")[2]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Parts:
     """Parts of one fingerprint, sorted by name. Picklable: one process may find them and send them to all others.
 
@@ -60,17 +61,17 @@ class Parts:
     spec: TokenSpec
     schema: Any
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return sum(part.rows for part in self.parts)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Changes with the data: names, row groups and fingerprints. A copy in another place has the same."""
         told = [[part.name, list(part.group_rows), part.samples, part.fingerprint] for part in self.parts]
         return hashlib.sha256(canonical_json(told)).hexdigest()
 
-    @property
+    @cached_property
     def views(self) -> int | None:
         """Rows of each sample; None if samples have different numbers of them."""
         found = {part.rows / part.samples for part in self.parts if part.samples}
