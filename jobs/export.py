@@ -78,10 +78,13 @@ def main(
 
 
 def _runner(cluster: "ClusterConfig", workers: int | None, stop: "Stop") -> "Runner":
-    from pipeline.exports.job import one_by_one
+    if workers == 1:
+        from pipeline.exports.job import one_by_one
+
+        return partial_of(one_by_one, stop=stop)
     from pipeline.tasks import Tasks
 
-    return partial_of(one_by_one, stop=stop) if workers == 1 else Tasks(cluster, workers, stop)
+    return Tasks(cluster, workers, stop)
 
 
 def _check_upload(config: "ExportConfig", upload: str | None) -> None:

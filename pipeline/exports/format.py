@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from webdataset import TarWriter
 
 from pipeline.exports.source import Source
+
+if TYPE_CHECKING:
+    from webdataset import TarWriter
 
 Note = dict[str, Any]  # what a unit tells those who make the index; JSON
 
@@ -100,8 +102,10 @@ def npy(array: npt.NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def tar_writer(path: Path) -> TarWriter:
+def tar_writer(path: Path) -> "TarWriter":
     """A writer of WebDataset tars whose bytes depend on the samples alone: members as bytes, no times, no users."""
+    from webdataset import TarWriter  # it imports torch, which the other formats do without
+
     return TarWriter(str(path), mtime=0, user="", group="", encoder=False)
 
 

@@ -8,8 +8,6 @@ import io
 import json
 from pathlib import Path
 
-import torch
-
 from pipeline.exports.format import Format, Note, Unit, key_of, make_file, tar_writer
 from pipeline.exports.source import Source, tokens_of
 
@@ -26,6 +24,8 @@ class OpenMuse(Format):
         _ = source.grid
 
     def write(self, source: Source, unit: Unit, folder: Path) -> tuple[int, Note]:
+        import torch  # seconds, which other formats do without
+
         member = f"{_extension(self.name or source.job['config']['model']['path'])}.pth"
         columns = ["key", "shard", "view", "tokens", "height", "width"]
         columns += [name for name in ("caption",) if name in source.parts.schema.names]

@@ -128,6 +128,8 @@ def hub() -> Iterator[Hub]:
                 case "/commit/main":
                     status = state.commit([json.loads(line) for line in body.splitlines()])
                     self._answer("commit", status, _done(state.endpoint))
+                case "/api/repos/create":
+                    self._answer("create", 200, {"url": f"{state.endpoint}/datasets/{REPO}"})
                 case "/api/validate-yaml":
                     self._answer("validate", 200, {"errors": [], "warnings": []})
                 case path if path == f"/datasets/{REPO}.git/info/lfs/objects/batch":
