@@ -95,7 +95,7 @@ class TokenDataset(IterableDataset[Batch]):
         return math.ceil(sum(stop - start for start, stop in mine) / self.sampling.batch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; 0 if never called. Drops a state loaded for another one."""
+        """Choose the epoch of the next iteration; if never called, that of the state loaded, else 0."""
         if epoch < 0:
             raise UsageError(f"epoch must be 0 or more, got {epoch}")
         self._wanted_epoch[0] = epoch
@@ -112,13 +112,15 @@ class TokenDataset(IterableDataset[Batch]):
             UsageError: the state is of other parts, another order or another reader.
         """
         check_state(state, self.parts, self.sampling, self._order_of)
-        epoch, _, _ = progress_of(state, self._me())
-        if get_worker_info() is None:
-            self._wanted_epoch[0] = epoch
+        progress_of(state, self._me())
         self._resume, self._progress = dict(state), None
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of this reader: what is left after the state loaded, else a whole epoch."""
+        """The batches of this reader: what is left after the state loaded, else a whole epoch.
+
+        Raises:
+            UsageError: `set_epoch` asks for another epoch than the state loaded, which is not over.
+        """
         self._progress = self._begin()
         self._resume = None
         return self._batches(*self._progress)
@@ -140,6 +142,11 @@ class TokenDataset(IterableDataset[Batch]):
             epoch, left, whole = progress_of(self._resume, self._me())
             if wanted in (UNSET, epoch):
                 return epoch, share(left, self._me(), self.sampling) if whole else left
+            if left:
+                raise UsageError(
+                    f"the state loaded is in the middle of epoch {epoch}, and set_epoch asks for {wanted}; call "
+                    f"set_epoch({epoch}), or do not load it"
+                )
         return self._epoch(), share(_whole(self._order_of(self._epoch())), self._me(), self.sampling)
 
     def _order_of(self, epoch: int) -> Order:

@@ -124,14 +124,28 @@ def test_elastic_resume(views: str, view: str | int, pace: tuple[int, ...]) -> N
     assert set(given) <= set(expected)
 
 
-def test_state_of_another_epoch_is_dropped(run: str) -> None:
-    data = TokenDataset(run, SMALL)
-    list(data)
-    resumed = TokenDataset(run, SMALL)
+def test_state_at_the_end_of_an_epoch(run: str) -> None:
+    data, resumed = TokenDataset(run, SMALL), TokenDataset(run, SMALL)
+    first = rows(data)
+    resumed.load_state_dict(data.state_dict())
+    assert rows(resumed) == [], "nothing is left of it"
+    assert rows(resumed) == first, "the next iteration is whole"
     resumed.load_state_dict(data.state_dict())
     resumed.set_epoch(1)
     data.set_epoch(1)
-    assert rows(resumed) == rows(data) != []
+    assert rows(resumed) == rows(data) != first
+
+
+def test_state_in_the_middle_of_another_epoch(run: str) -> None:
+    data, resumed = TokenDataset(run, SMALL), TokenDataset(run, SMALL)
+    data.set_epoch(2)
+    given = rows(islice(data, 3))
+    resumed.load_state_dict(data.state_dict())
+    resumed.set_epoch(3)
+    with pytest.raises(UsageError, match=r"in the middle of epoch 2.*set_epoch\(2\)"):
+        list(resumed)
+    resumed.set_epoch(2)
+    assert given + rows(resumed) == rows(data)
 
 
 @pytest.mark.parametrize(
@@ -310,12 +324,18 @@ def test_stateful_loader_resumes_and_shrinks(run: str, workers: int) -> None:
         given += rows(islice(batches, 2))
         states.append(json.loads(json.dumps(stateful.state_dict())))
         rest = rows(batches)
+        over = stateful.state_dict()
         data, stateful = loader(rank, 2, workers)
         data.set_epoch(2)
         stateful.load_state_dict(states[-1])
         assert rows(stateful) == rest
         data.set_epoch(3)
-        assert rows(stateful) != rest, "the epoch after it is whole and another"
+        following = rows(stateful)
+        assert len(following) > len(rest)
+        data, stateful = loader(rank, 2, workers)
+        stateful.load_state_dict(over)
+        data.set_epoch(3)
+        assert rows(stateful) == following, "resumed after the end of epoch 2"
     data, stateful = loader(0, 1, 1 - workers // 2)
     data.load_state_dict(merge_states(states))
     assert sorted(given + rows(stateful)) == every()
