@@ -61,7 +61,7 @@ import torch
 from pipeline.model import VQModel
 
 row = tokens[0]
-model = VQModel.from_pretrained("{model}")
+model = VQModel.from_pretrained("{model}"{value_range})
 indices = torch.tensor(row["tokens"]).reshape(1, row["grid_height"], row["grid_width"])
 image = model.decode_indices(indices)  # [1, 3, H, W] in [-1, 1]
 ```
@@ -112,6 +112,7 @@ def dataset_card(
         recipe=_recipe(identity["image"]),
         precision=identity["precision"],
         sources=", ".join(f"`{source}`" for source in job["config"]["shards"]),
+        value_range=', value_range="0..1"' if identity["model"].get("value_range") == "0..1" else "",
     )
 
 

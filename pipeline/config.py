@@ -101,6 +101,17 @@ class JobConfig(BaseModel):
     tar: TarLimits = TarLimits()
     storage: StorageConfig = StorageConfig()
     qa: QaConfig = QaConfig()
+    seed: int = Field(0, ge=0, description="of recipes that cut by lot (4m, amused); part of the fingerprint for them")
+
+    @model_validator(mode="after")
+    def _ranges_match(self) -> Self:
+        expected, given = self.image.facts.value_range, self.model.value_range
+        if expected not in (None, given):
+            raise ValueError(
+                f"model.value_range must be {expected} for image.recipe {self.image.recipe}, as its code gives pixels "
+                f"in that range to its models, got {given}; set it if yours was trained so, else choose another recipe"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -172,7 +183,7 @@ def job_document(
     parts = identity(
         weights=found.weights,
         model=found.model,
-        image={**describe(config.image), "resampler": found.resampler},
+        image={**describe(config.image, config.seed), "resampler": found.resampler},
         precision=precision.value + (_COMPILED if config.model.compile else ""),
         columns=config.columns.model_dump(),
     )

@@ -17,6 +17,13 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
+class ValueRange(StrEnum):
+    """The values that pixels have when they enter a model: 0 and 255 become its ends."""
+
+    SIGNED = "-1..1"
+    UNIT = "0..1"
+
+
 class ModelConfig(BaseModel):
     """The VQ model of a run and how it is computed."""
 
@@ -25,6 +32,10 @@ class ModelConfig(BaseModel):
     path: str = Field("", description="folder or URL with config.json and safetensors (diffusers layout), or a hub id")
     subfolder: str | None = Field(None, description="folder inside `path` that holds the model")
     revision: str | None = Field(None, description="branch, tag or commit, for a hub id")
+    value_range: ValueRange = Field(
+        ValueRange.SIGNED,
+        description="what the model was trained on: -1..1 (VQGAN, LlamaGen) or 0..1 (aMUSEd, open-muse)",
+    )
     sha256: str | None = Field(None, description="expected hash of the weights; any other weights are refused")
     precision: Literal["auto"] | Precision = Field(
         "auto",

@@ -17,17 +17,17 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
 from pipeline.errors import Reject, Stage
-from pipeline.images import ImageConfig, Prepared, configure_pillow, find_image, prepare
+from pipeline.images import Draw, ImageConfig, Prepared, configure_pillow, find_image, prepare
 
 CRASHED = "crashed"
 READY = "ready"
 START_SECONDS = 60.0  # of the child: imports, on a busy machine
 
 
-def prepare_sample(members: Mapping[str, bytes], image: ImageConfig) -> Prepared | Reject:
+def prepare_sample(key: str, members: Mapping[str, bytes], image: ImageConfig, seed: int) -> Prepared | Reject:
     """The views of a sample's image, in this process."""
     data = find_image(members)
-    return data if isinstance(data, Reject) else prepare(data, image)
+    return data if isinstance(data, Reject) else prepare(data, image, Draw(seed, key))
 
 
 class IsolatedDecoder:
@@ -35,6 +35,7 @@ class IsolatedDecoder:
 
     Args:
         image: recipe and limits.
+        seed: of random recipes.
         seconds: a sample that takes longer is rejected.
         memory_bytes: address space of the child.
 
@@ -42,18 +43,18 @@ class IsolatedDecoder:
         OSError: on a call, if no child can be started; no sample is blamed for that.
     """
 
-    def __init__(self, image: ImageConfig, seconds: float, memory_bytes: int) -> None:
-        self._image, self._seconds, self._memory_bytes = image, seconds, memory_bytes
+    def __init__(self, image: ImageConfig, seed: int, seconds: float, memory_bytes: int) -> None:
+        self._image, self._seed, self._seconds, self._memory_bytes = image, seed, seconds, memory_bytes
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
-    def __call__(self, members: Mapping[str, bytes]) -> Prepared | Reject:
+    def __call__(self, key: str, members: Mapping[str, bytes]) -> Prepared | Reject:
         """The sample's views, or why there are none."""
         with self._lock:
             pipe = self._pipe or self._start()
             try:
-                pipe.send((dict(members), self._image))
+                pipe.send((key, dict(members), self._image, self._seed))
                 if not pipe.poll(self._seconds):
                     return self._bury(f"no answer within {self._seconds:g} s")
                 answer: Prepared | Reject = pipe.recv()
@@ -111,10 +112,10 @@ def main(handle: int, memory_bytes: int) -> None:
     pipe.send(READY)
     while True:
         try:
-            members, image = pipe.recv()
+            sample = pipe.recv()
         except EOFError:
             return
-        pipe.send(prepare_sample(members, image))
+        pipe.send(prepare_sample(*sample))
 
 
 def _die_with_parent() -> None:

@@ -37,7 +37,7 @@ class Calibration:
         device: name of the device.
         batch_size: images per batch that the run uses.
         rates: images/s of the model alone on ready batches, by batch size.
-        decode_rate: images/s of the decode pool alone.
+        decode_rate: images/s of the decode pool alone; each view counts as one.
         images: how many real images were at hand.
         versions: of the libraries that compute.
         trials: the precisions that were tried, the chosen one among them.

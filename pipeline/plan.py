@@ -29,8 +29,8 @@ class Plan:
         input_bytes: of all shards.
         images: expected, from samples per byte in the probed shards.
         device: that was probed.
-        model_rate, decode_rate: images/s of one actor, each stage alone.
-        actor_rate: images/s of one actor, both stages together.
+        model_rate, decode_rate: views/s of one actor, each stage alone.
+        actor_rate: views/s of one actor, both stages together.
         actors: that the time is computed for.
         seconds: wall time of the run without start-up.
         output_bytes: of all parts.
@@ -84,7 +84,9 @@ def plan(config: JobConfig, probes: int = 2) -> Plan:
         raise UsageError(f"no image could be read in {', '.join(shard.url for shard in probed)}")
     input_bytes = sum(shard.size or 0 for shard in there)
     images = round(samples * input_bytes / read)
-    return _forecast(shards, input_bytes, images, measured, spec, actors, text_bytes / max(1, samples))
+    return _forecast(
+        shards, input_bytes, images, measured, spec, actors, text_bytes / max(1, samples), config.image.views
+    )
 
 
 def _probe(storage: Storage, probed: list[Shard], config: JobConfig) -> tuple[int, int, int]:
@@ -114,8 +116,9 @@ def _forecast(
     spec: TokenSpec,
     actors: int,
     text_bytes: float,
+    views: int,
 ) -> Plan:
-    model, decode = measured.model_rate, measured.decode_rate
+    model, decode, rows = measured.model_rate, measured.decode_rate, images * views
     row = spec.tokens_per_view * math.log2(spec.codebook_size) / 8 + ROW_BYTES + TEXT_RATIO * text_bytes
     return Plan(
         shards=len(shards),
@@ -127,8 +130,8 @@ def _forecast(
         decode_rate=decode,
         actor_rate=measured.together,
         actors=actors,
-        seconds=images / (measured.together * actors),
-        output_bytes=round(images * row),
+        seconds=rows / (measured.together * actors),
+        output_bytes=round(rows * row),
         bottleneck="model" if model < decode else "decode",
-        tokens=images * spec.tokens_per_view,
+        tokens=rows * spec.tokens_per_view,
     )

@@ -53,7 +53,7 @@ class Line:
     columns: ColumnsConfig
     output: OutputConfig
     fingerprint: str
-    decode: Callable[[Mapping[str, bytes]], Prepared | Reject]
+    decode: Callable[[str, Mapping[str, bytes]], Prepared | Reject]
     tar: TarLimits = field(default_factory=TarLimits)
     scratch: Path | None = None
     qa: QaConfig = field(default_factory=QaConfig)
@@ -229,11 +229,11 @@ def _fetched(reader: TarReader, meter: Meter) -> Iterator[Sample]:
 
 def _prepare(sample: Sample, line: Line) -> Prepared | Reject:
     with line.meter.busy(Part.DECODE):
-        return line.decode(sample.members)
+        return line.decode(_key(sample), sample.members)
 
 
 def _weight(sample: Sample, image: ImageConfig) -> int:
-    return sum(map(len, sample.members.values())) + 3 * image.size * image.size
+    return sum(map(len, sample.members.values())) + image.views * 3 * image.size * image.size
 
 
 def _encoded(

@@ -21,7 +21,7 @@ import torch
 
 from pipeline.calibration import BatchSizes, sweep, token_agreement, try_precisions
 from pipeline.config import JobConfig
-from pipeline.encoding import Precision, candidates, choose
+from pipeline.encoding import Precision, ValueRange, candidates, choose
 from pipeline.engine import CPU_IMAGES, Engine, Images
 from pipeline.errors import Cancelled, ModelError, Reject, ShardError, ShardFault, StorageError, UsageError
 from pipeline.images import ImageConfig, configure_pillow, find_image, prepare, resampler
@@ -79,7 +79,9 @@ class Worker:
         sys.setswitchinterval(SWITCH_SECONDS)
         configure_pillow()
         config = self._job.model
-        model = VQModel.from_pretrained(config.path, config.subfolder, config.revision, storage=self._storage)
+        model = VQModel.from_pretrained(
+            config.path, config.subfolder, config.revision, storage=self._storage, value_range=config.value_range
+        )
         digest = weights_hash(model)
         if config.sha256 and config.sha256 != digest:
             raise ModelError(f"{config.path}: the weights' hash must be {config.sha256}, got {digest}")
@@ -99,7 +101,10 @@ class Worker:
         if self._job.qa.samples_per_shard:
             self._networks = load_networks(self._job.qa, self._engine.device, self._job.image.size)
         self._digest = digest
-        return Identity(digest, model.config.model_dump(), self._engine.spec, resampler(self._job.image.decode))
+        profile = model.config.model_dump()
+        if config.value_range is not ValueRange.SIGNED:
+            profile["value_range"] = config.value_range.value
+        return Identity(digest, profile, self._engine.spec, resampler(self._job.image.decode))
 
     def measure(
         self, shards: list[Shard], batch_size: int | None, precision: Precision | None = None
@@ -118,7 +123,7 @@ class Worker:
         files = self._sample(shards)
         start = time.perf_counter()
         images = self._views(files, self._job.image)
-        decode_rate = len(files) / max(1e-9, time.perf_counter() - start)
+        decode_rate = len(images) / max(1e-9, time.perf_counter() - start)
         if not len(images):
             return None
         trials = try_precisions(engine, images, [precision] if precision else candidates(self._device))
@@ -160,7 +165,7 @@ class Worker:
             columns=job.columns,
             output=job.output,
             fingerprint=fingerprint,
-            decode=partial(prepare_sample, image=job.image),
+            decode=partial(prepare_sample, image=job.image, seed=job.seed),
             tar=job.tar,
             scratch=job.cluster.scratch,
             qa=job.qa,
@@ -177,7 +182,8 @@ class Worker:
             if not task.careful:
                 return tokenize_shard(task.shard, line, attempt, replace=task.replace)
             limits = self._job.limits
-            with closing(IsolatedDecoder(self._job.image, limits.sample_seconds, limits.sample_bytes)) as decode:
+            isolated = IsolatedDecoder(self._job.image, self._job.seed, limits.sample_seconds, limits.sample_bytes)
+            with closing(isolated) as decode:
                 return tokenize_shard(task.shard, replace(line, decode=decode), attempt, replace=task.replace)
         except Exception as error:  # noqa: BLE001 - whose fault it is, the driver decides from the value
             return _failure(task.shard, error)

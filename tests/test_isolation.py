@@ -34,15 +34,15 @@ def poisoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Isolat
         "pipeline.images.find_image = find_image\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parent.parent}")
-    decoder = IsolatedDecoder(IMAGE, seconds=3.0, memory_bytes=4 << 30)
+    decoder = IsolatedDecoder(IMAGE, 0, seconds=3.0, memory_bytes=4 << 30)
     yield decoder
     decoder.close()
 
 
 def test_pixels_are_those_of_this_process() -> None:
-    decoder = IsolatedDecoder(IMAGE, seconds=30.0, memory_bytes=4 << 30)
+    decoder = IsolatedDecoder(IMAGE, 0, seconds=30.0, memory_bytes=4 << 30)
     for index in range(3):
-        isolated, here = decoder(sample(0, index)), prepare_sample(sample(0, index), IMAGE)
+        isolated, here = decoder("k", sample(0, index)), prepare_sample("k", sample(0, index), IMAGE, 0)
         assert isinstance(isolated, Prepared)
         assert isinstance(here, Prepared)
         assert (isolated.views[0].pixels == here.views[0].pixels).all()
@@ -62,15 +62,15 @@ def test_pixels_are_those_of_this_process() -> None:
     ],
 )
 def test_poison_costs_itself_only(poisoned: IsolatedDecoder, kind: str, reason: str, says: str) -> None:
-    answer = poisoned({**sample(0, 0), "poison": POISON[kind].encode()})
+    answer = poisoned("k", {**sample(0, 0), "poison": POISON[kind].encode()})
     assert isinstance(answer, Reject)
     assert (answer.stage, answer.reason) == ("decode", reason)
     assert says in answer.detail
-    assert isinstance(poisoned(sample(0, 1)), Prepared), "the next sample gets a new child"
+    assert isinstance(poisoned("k", sample(0, 1)), Prepared), "the next sample gets a new child"
 
 
 def test_bad_image_is_an_ordinary_reject(poisoned: IsolatedDecoder) -> None:
-    answer = poisoned({"jpg": b"junk"})
+    answer = poisoned("k", {"jpg": b"junk"})
     assert isinstance(answer, Reject)
     assert answer.reason == "not_image"
 
@@ -78,4 +78,4 @@ def test_bad_image_is_an_ordinary_reject(poisoned: IsolatedDecoder) -> None:
 def test_child_that_cannot_start_blames_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(OSError, match="does not start"):
-        IsolatedDecoder(IMAGE, seconds=3.0, memory_bytes=4 << 30)(sample(0, 0))
+        IsolatedDecoder(IMAGE, 0, seconds=3.0, memory_bytes=4 << 30)("k", sample(0, 0))

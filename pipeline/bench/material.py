@@ -81,7 +81,7 @@ def gather(line: Line, shards: Sequence[Shard]) -> Material:
         except (ShardError, StorageError) as error:
             problems.append(str(error))
             continue
-        prepared = [line.decode(sample.members) for sample in samples[:BATCH_IMAGES]]
+        prepared = [line.decode(sample.key, sample.members) for sample in samples[:BATCH_IMAGES]]
         good = [(sample, p) for sample, p in zip(samples, prepared, strict=False) if not isinstance(p, Reject)]
         if good:
             return _material(line, shard, kept, samples, held, good)

@@ -1,7 +1,7 @@
 """Each stage of an actor alone, by the code that a run uses."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import cycle
@@ -17,6 +17,7 @@ from pipeline.isolation import prepare_sample
 from pipeline.qa.evidence import publish_evidence
 from pipeline.qa.inspect import inspect_shard
 from pipeline.qa.sampling import Sampler
+from pipeline.shards.tar import Sample
 from pipeline.tokenize_shard import Line
 from pipeline.tokens.schema import Counts, PartFooter, Row
 from pipeline.tokens.writer import PartWriter
@@ -50,15 +51,16 @@ class Stages:
 
     def decode(self, seconds: float) -> Taken:
         """Samples to pixels, on all decode threads."""
-        members = [sample.members for sample in self._material.samples]
-        return repeat(lambda: sum(self._line.decoders.map(self._decode, members)), seconds)
+        samples = self._material.samples
+        return repeat(lambda: sum(self._line.decoders.map(self._decode, samples)), seconds)
 
     def decode_on_one_core(self, seconds: float, image: ImageConfig) -> Taken:
         """Samples to pixels in this thread, as `image` says."""
-        members = cycle(sample.members for sample in self._material.samples)
+        samples = cycle(self._material.samples)
 
         def one() -> int:
-            prepare_sample(next(members), image)
+            sample = next(samples)
+            prepare_sample(sample.key, sample.members, image, seed=0)
             return 1
 
         return repeat(one, seconds)
@@ -84,8 +86,8 @@ class Stages:
                     read += len(data)
         return read
 
-    def _decode(self, members: Mapping[str, bytes]) -> int:
-        self._line.decode(members)
+    def _decode(self, sample: Sample) -> int:
+        self._line.decode(sample.key, sample.members)
         return 1
 
     def _write(self) -> PartFooter:

@@ -1,4 +1,4 @@
-"""Bytes of an image in, square uint8 pixels or a reject out. Pure: no files, no network, no device.
+"""Bytes of an image in, uint8 pixels or a reject out. Pure: no files, no network, no device.
 
 members -> find_image -> bytes -> sniff (format, traps) -> decode (limits, Pillow, policies) -> recipe -> views
 """
@@ -9,10 +9,12 @@ from pipeline.images.identity import describe, resampler
 from pipeline.images.members import find_image
 from pipeline.images.pixels import Prepared, prepare
 from pipeline.images.reasons import Reason
-from pipeline.images.recipes import RECIPES, View
+from pipeline.images.recipes import RECIPES
+from pipeline.images.views import Draw, View
 
 __all__ = [
     "RECIPES",
+    "Draw",
     "ImageConfig",
     "Prepared",
     "Reason",

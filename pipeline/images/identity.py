@@ -9,7 +9,8 @@ import numpy as np
 import PIL
 from PIL import Image, features
 
-from pipeline.images.config import TENSOR_INTERPOLATIONS, DecodeMode, ImageConfig
+from pipeline.images.catalogue import DecodeMode
+from pipeline.images.config import TENSOR_INTERPOLATIONS, ImageConfig
 from pipeline.images.pictures import picture_of
 from pipeline.images.sniff import Format
 
@@ -28,14 +29,21 @@ _RESAMPLERS: Final = {"19de117e6bde": "pillow-13", "a4b2cf85a50b": "torch-2"}
 _TRIALS: Final = ((24, 97), (97, 24))  # width and height of a tall and a wide image
 
 
-def describe(config: ImageConfig) -> dict[str, Any]:
+def describe(config: ImageConfig, seed: int = 0) -> dict[str, Any]:
     """The canonical description of pixels, for the fingerprint; of JSON types, equal for equal pixels.
+
+    What a recipe does not use is not in it: neither the seed nor the parameters of others.
 
     What resamples is for the actors to say (`resampler`). The versions of the WebP and AVIF libraries inside Pillow are
     not part of it.
     """
+    own = {"crops": config.views, "min_crop_scale": config.crop_scale} if config.recipe == "4m" else {}
+    lot = {"seed": seed} if config.facts.random else {}
     return {
-        **config.model_dump(mode="json"),
+        **config.model_dump(mode="json", exclude={"crops", "min_crop_scale"}),
+        "interpolation": config.filter,
+        **own,
+        **lot,
         "formats": sorted(form.value for form in Format),
         "policies": dict(POLICIES),
         "jpeg": "libjpeg-turbo"

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.images.config import DecodeMode
+from pipeline.images.catalogue import DecodeMode
 
 Pixels = npt.NDArray[np.uint8]
 

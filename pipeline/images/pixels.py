@@ -6,7 +6,8 @@ from pipeline.errors import Reject, Stage
 from pipeline.images.config import ImageConfig
 from pipeline.images.decode import decode
 from pipeline.images.reasons import BadImage, Reason, reject
-from pipeline.images.recipes import RECIPES, View
+from pipeline.images.recipes import RECIPES
+from pipeline.images.views import Draw, View
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,14 +25,15 @@ class Prepared:
     views: tuple[View, ...]
 
 
-def prepare(data: bytes, config: ImageConfig) -> Prepared | Reject:
+def prepare(data: bytes, config: ImageConfig, draw: Draw | None = None) -> Prepared | Reject:
     """Decode one image and apply the recipe.
 
-    Thread-safe; Pillow releases the GIL while it decodes and resizes.
+    Thread-safe; the GIL is released while it decodes and resizes.
 
     Args:
         data: the file of one image; its format is found by its content.
         config: recipe and limits.
+        draw: chance, for recipes that cut by lot.
 
     Returns:
         The views, or a reject of stage `decode` or `preprocess` with a reason of `Reason`.
@@ -40,7 +42,7 @@ def prepare(data: bytes, config: ImageConfig) -> Prepared | Reject:
     try:
         image = decode(data, config)
         stage = Stage.PREPROCESS
-        return Prepared(image.height, image.width, RECIPES[config.recipe](image, config))
+        return Prepared(image.height, image.width, RECIPES[config.recipe](image, config, draw or Draw()))
     except BadImage as bad:
         return bad.reject
     except Exception as error:  # noqa: BLE001 one sample must not end a shard; the account names the exception

@@ -1,78 +1,48 @@
-"""Recipes: from an upright RGB image to the square views that the model sees, each with its crop box in the source.
+"""Recipes: from an upright RGB image to the views that the model sees, each with its crop box in the source.
 
 A recipe is a function; its name in `RECIPES` is what `image.recipe` says. What it does is a contract with the tokens
-already made: a recipe that must change gets a new name.
+already made: a recipe that must change gets a new name. What it is known to fix beforehand stands in `catalogue`.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 
-from pipeline.errors import Stage
+from pipeline.images import llamagen
+from pipeline.images.catalogue import RecipeName
 from pipeline.images.config import ImageConfig
-from pipeline.images.pictures import Picture, Pixels
-from pipeline.images.reasons import BadImage, Reason
+from pipeline.images.fourm import fourm
+from pipeline.images.pictures import Picture
+from pipeline.images.views import Draw, Recipe, View, below, shorter_side_to, source_box
 
-Box = tuple[float, float, float, float]
 _WHITE: Final = 255
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """One square crop of a sample.
-
-    Attributes:
-        pixels: uint8 [size, size, 3], RGB, C-contiguous, owned by this view.
-        crop: top, left, height, width in pixels of the source after EXIF rotation; the padding of `pad` lies outside
-            of the source, so top and left may be negative.
-        flip: mirrored left to right.
-        index: position among the sample's views.
-    """
-
-    pixels: Pixels
-    crop: Box
-    flip: bool = False
-    index: int = 0
-
-
-Recipe = Callable[[Picture, ImageConfig], tuple[View, ...]]
-
-
-def center_crop(picture: Picture, config: ImageConfig) -> tuple[View, ...]:
+def center_crop(picture: Picture, config: ImageConfig, _: Draw) -> tuple[View, ...]:
     """Shorter side to `size`, then the middle square: torchvision's `Resize(size)`, `CenterCrop(size)` on PIL images.
 
     The resize is whole and the crop comes after: resizing the crop box alone is faster, and changes 1 % of the pixels.
 
+    With a bilinear filter these are the pixels of open-muse (https://github.com/huggingface/open-muse): of its
+    `training/data.py` with `center_crop`, and of its `sample.py` for the VQGAN of MaskGIT.
+
     Raises:
         BadImage: `too_large`, if the image is so long that the resized one would exceed `max_pixels`.
     """
-    size = config.size
-    short, long = sorted((picture.height, picture.width))
-    long_resized = int(size * long / short)
-    if size * long_resized > config.max_pixels:
-        detail = (
-            f"{picture.width} x {picture.height} pixels: an aspect so long needs {size} x {long_resized} in between"
-        )
-        limit = f"must be at most {config.max_pixels} pixels (image.max_pixels)"
-        raise BadImage(Reason.TOO_LARGE, f"{detail}; {limit}", Stage.PREPROCESS)
-    height, width = (long_resized, size) if picture.width <= picture.height else (size, long_resized)
-    resized = picture.resized(height, width, config.interpolation)
-    top = round((height - size) / 2)
-    left = round((width - size) / 2)
-    square = resized.cropped(top, left, size, size)
-    return (View(square.pixels(), _source_box(picture, resized, top, left, size)),)
+    resized = shorter_side_to(picture, config.size, config)
+    top, left = round((resized.height - config.size) / 2), round((resized.width - config.size) / 2)
+    return (_square(picture, resized, top, left, config),)
 
 
-def resize_exact(picture: Picture, config: ImageConfig) -> tuple[View, ...]:
+def resize_exact(picture: Picture, config: ImageConfig, _: Draw) -> tuple[View, ...]:
     """Both sides to `size`, the aspect ignored: torchvision's `Resize((size, size))` on PIL images."""
-    square = picture.resized(config.size, config.size, config.interpolation)
+    square = picture.resized(config.size, config.size, config.filter)
     return (View(square.pixels(), (0.0, 0.0, float(picture.height), float(picture.width))),)
 
 
-def pad(picture: Picture, config: ImageConfig) -> tuple[View, ...]:
+def pad(picture: Picture, config: ImageConfig, _: Draw) -> tuple[View, ...]:
     """Longer side to `size`, centred on white: Pillow's `ImageOps.pad`, but never thinner than one pixel."""
     size = config.size
     width, height = size, size
@@ -80,19 +50,42 @@ def pad(picture: Picture, config: ImageConfig) -> tuple[View, ...]:
         height = max(1, round(picture.height / picture.width * size))
     elif picture.height > picture.width:
         width = max(1, round(picture.width / picture.height * size))
-    resized = picture.resized(height, width, config.interpolation)
+    resized = picture.resized(height, width, config.filter)
     top, left = round((size - height) * 0.5), round((size - width) * 0.5)
     square = np.full((size, size, 3), _WHITE, np.uint8)
     square[top : top + height, left : left + width] = resized.pixels()
-    return (View(square, _source_box(picture, resized, -top, -left, size)),)
+    return (View(square, source_box(picture, resized, -top, -left, size)),)
 
 
-RECIPES: Final[Mapping[str, Recipe]] = MappingProxyType(
-    {"center-crop": center_crop, "resize-exact": resize_exact, "pad": pad}
+def amused(picture: Picture, config: ImageConfig, draw: Draw) -> tuple[View, ...]:
+    """Shorter side to `size`, then a square by lot: `process_image` of diffusers' `examples/amused/train_amused.py`.
+
+    Its micro-conditioning is in the row: original width and height, and `crop`, which it counts in the resized image.
+
+    Raises:
+        BadImage: `too_large`, as of `center_crop`.
+    """
+    resized, rng = shorter_side_to(picture, config.size, config), draw(0)
+    top, left = (below(rng, side - config.size + 1) for side in (resized.height, resized.width))
+    return (_square(picture, resized, top, left, config),)
+
+
+RECIPES: Final[Mapping[RecipeName, Recipe]] = MappingProxyType(
+    {
+        "center-crop": center_crop,
+        "resize-exact": resize_exact,
+        "pad": pad,
+        "llamagen-tencrop-1.1": llamagen.ten_crop(1.1),
+        "llamagen-tencrop-1.05": llamagen.ten_crop(1.05),
+        "llamagen-center-flip": llamagen.center_flip,
+        "4m": fourm,
+        "open-muse": center_crop,
+        "amused": amused,
+        "maskgit-vqgan": center_crop,
+    }
 )
 
 
-def _source_box(source: Picture, resized: Picture, top: int, left: int, size: int) -> Box:
-    """A square of the resized image, in pixels of the source."""
-    down, right = source.height / resized.height, source.width / resized.width
-    return (top * down, left * right, size * down, size * right)
+def _square(picture: Picture, resized: Picture, top: int, left: int, config: ImageConfig) -> View:
+    square = resized.cropped(top, left, config.size, config.size)
+    return View(square.pixels(), source_box(picture, resized, top, left, config.size))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from pipeline.encoding import ValueRange
 from pipeline.model import checkpoint
 from pipeline.model.blocks import Decoder, Encoder
 from pipeline.model.config import VQModelConfig
@@ -44,9 +45,12 @@ class VQDecoderOutput(NamedTuple):
     commit_loss: Tensor
 
 
-def normalise(images: Tensor) -> Tensor:
-    """uint8 images [B, H, W, C] to float32 [B, C, H, W] in [-1, 1]: x / 127.5 - 1. The result is channels_last."""
-    return images.permute(0, 3, 1, 2).float().div_(_HALF_RANGE).sub_(1.0)
+def normalise(images: Tensor, value_range: ValueRange = ValueRange.SIGNED) -> Tensor:
+    """uint8 images [B, H, W, C] to float32 [B, C, H, W]: x / 127.5 - 1, or x / 255. The result is channels_last."""
+    planes = images.permute(0, 3, 1, 2).float()
+    if value_range is ValueRange.UNIT:
+        return planes.div_(2 * _HALF_RANGE)
+    return planes.div_(_HALF_RANGE).sub_(1.0)
 
 
 def denormalise(images: Tensor) -> Tensor:
@@ -59,13 +63,22 @@ class VQModel(nn.Module):
 
     Args:
         config: the geometry; None for diffusers' defaults.
+        value_range: of the pixels that the model was trained on. `encode_indices` and `decode_indices` mind it, so that
+            their callers need not; diffusers' methods take and give pixels as they are.
         **parameters: diffusers' spelling, `VQModel(block_out_channels=(64, 128), ...)`; only without `config`.
     """
 
-    def __init__(self, config: VQModelConfig | None = None, **parameters: Any) -> None:
+    def __init__(
+        self,
+        config: VQModelConfig | None = None,
+        *,
+        value_range: ValueRange | str = ValueRange.SIGNED,
+        **parameters: Any,
+    ) -> None:
         if config is not None and parameters:
             raise TypeError(f"VQModel takes a config or parameters, got both ({', '.join(parameters)})")
         super().__init__()
+        self.value_range = ValueRange(value_range)
         self.config = config or VQModelConfig(**parameters)
         self.encoder = Encoder(self.config)
         self.quant_conv = nn.Conv2d(self.config.latent_channels, self.config.embed_dim, 1)
@@ -81,6 +94,7 @@ class VQModel(nn.Module):
         revision: str | None = None,
         *,
         storage: Storage | None = None,
+        value_range: ValueRange | str = ValueRange.SIGNED,
     ) -> Self:
         """Loads a model in diffusers' layout (`config.json` and safetensors); float32, in eval mode, on the CPU.
 
@@ -89,12 +103,13 @@ class VQModel(nn.Module):
             subfolder: folder below `source` that holds the model ("vqvae", "movq", ...).
             revision: branch, tag or commit; for Hub ids only.
             storage: how to reach the store of a URL; None for the defaults.
+            value_range: of the pixels that it was trained on; no file says it.
 
         Raises:
             ModelError: the model cannot be found or read, or its weights do not fit its configuration.
         """
         folder = checkpoint.locate(source, subfolder, revision, storage)
-        model = cls(checkpoint.read_config(folder))
+        model = cls(checkpoint.read_config(folder), value_range=value_range)
         checkpoint.load_weights(model, checkpoint.read_weights(folder), folder)
         return model.eval()
 
@@ -199,7 +214,10 @@ class VQModel(nn.Module):
             ValueError: as `encode_indices`.
         """
         self._check_images(images)
-        pixels = normalise(images) if images.dtype == torch.uint8 else images
+        if images.dtype == torch.uint8:
+            pixels = normalise(images, self.value_range)
+        else:
+            pixels = images if self.value_range is ValueRange.SIGNED else (images + 1) / 2
         return self._latents(pixels.to(self.dtype))
 
     def with_half_encoder(self, dtype: torch.dtype) -> Self:
@@ -231,7 +249,10 @@ class VQModel(nn.Module):
         """
         if indices.ndim != _IMAGE_DIMS - 1:
             raise ValueError(f"indices must be [B, h, w], got shape {tuple(indices.shape)}")
-        return self._images(self.quantize.lookup(indices.long())).clamp_(-1.0, 1.0)
+        images = self._images(self.quantize.lookup(indices.long()))
+        if self.value_range is ValueRange.UNIT:
+            images = images * 2 - 1
+        return images.clamp_(-1.0, 1.0)
 
     def _latents(self, x: Tensor) -> Tensor:
         latents: Tensor = self.quant_conv(self.encoder(x.contiguous(memory_format=self.memory_format)))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.errors import Reject
-from pipeline.images import ImageConfig, find_image, prepare
+from pipeline.images import Draw, ImageConfig, find_image, prepare
 from pipeline.model import VQModel, denormalise
 from pipeline.qa.statistics import psnr
 from pipeline.shards.manifest import Shard
@@ -40,7 +40,13 @@ class Sampled:
 
 
 def read_back(
-    storage: Storage, shard: Shard, part_url: str, model: VQModel, image: ImageConfig, rows: Sequence[int]
+    storage: Storage,
+    shard: Shard,
+    part_url: str,
+    model: VQModel,
+    image: ImageConfig,
+    rows: Sequence[int],
+    seed: int = 0,
 ) -> list[Sampled]:
     """Decode some rows of one part, and prepare the same views of their source images again.
 
@@ -50,6 +56,7 @@ def read_back(
         model: that made the tokens.
         image: the recipe that made the pixels.
         rows: which rows of the part; numbers beyond its end are left out.
+        seed: of the run.
     """
     table = read_rows(storage, part_url, ["key", "sample_index", "view", "tokens", "grid_height", "grid_width"])
     chosen = [table.slice(row, 1).to_pylist()[0] for row in rows if row < table.num_rows]
@@ -61,7 +68,7 @@ def read_back(
             if not any(index == sample.index for index, _ in wanted):
                 continue
             data = find_image(sample.members)
-            prepared = data if isinstance(data, Reject) else prepare(data, image)
+            prepared = data if isinstance(data, Reject) else prepare(data, image, Draw(seed, sample.key))
             if not isinstance(prepared, Reject):
                 originals.update({(sample.index, view.index): view.pixels for view in prepared.views})
     return [

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import Reject, Stage
 from pipeline.images import RECIPES, ImageConfig, describe, find_image
+from pipeline.images.catalogue import CATALOGUE, RecipeName
 from pipeline.images.identity import resampler
 
 
@@ -54,8 +55,14 @@ def test_sample_without_an_image(members, reason, detail):
         ({"decode": "nvjpeg"}, "'exact', 'tensor' or 'fast'"),
         ({"decode": "tensor", "interpolation": "lanczos"}, "must be bilinear or bicubic .* got lanczos"),
         ({"decode": "fast", "interpolation": "box"}, "must be bilinear or bicubic .* got box"),
-        ({"recipe": "centre-crop"}, "'center-crop', 'resize-exact' or 'pad'"),
+        ({"recipe": "centre-crop"}, "'center-crop', 'resize-exact', 'pad', .*"),
         ({"interpolation": "nearest"}, "'bicubic'"),
+        ({"recipe": "open-muse", "interpolation": "bicubic"}, "must be bilinear for recipe open-muse, got bicubic"),
+        ({"recipe": "llamagen-tencrop-1.1", "decode": "tensor"}, "must be exact for recipe llamagen-.*, got tensor"),
+        ({"recipe": "4m", "decode": "fast"}, "must be exact or tensor for recipe 4m, got fast"),
+        ({"crops": 3}, "image.crops must be null for recipe center-crop, got 3"),
+        ({"recipe": "4m", "crops": 257}, "less than or equal to 256"),
+        ({"recipe": "amused", "min_crop_scale": 0.5}, "must be null for recipe amused"),
         ({"size": 0}, "greater than or equal to 1"),
         ({"max_pixels": 200_000_000}, "less than or equal to 89478485"),
         ({"pixels": 1}, "not permitted"),
@@ -67,7 +74,7 @@ def test_refused_configuration(options, complaint):
 
 
 def test_every_recipe_of_the_configuration_exists():
-    assert set(typing.get_args(ImageConfig.model_fields["recipe"].annotation)) == set(RECIPES)
+    assert set(typing.get_args(RecipeName)) == set(RECIPES) == set(CATALOGUE)
 
 
 def test_description_is_stable_json():
@@ -89,10 +96,22 @@ OTHERS = {
 
 
 def test_description_tells_every_choice_apart():
-    assert set(OTHERS) == set(ImageConfig.model_fields)
+    assert set(OTHERS) == set(ImageConfig.model_fields) - {"crops", "min_crop_scale"}  # of one recipe, see below
     descriptions = [describe(ImageConfig(**{name: value})) for name, value in OTHERS.items()]
     descriptions.append(describe(ImageConfig()))
     assert len({json.dumps(description, sort_keys=True) for description in descriptions}) == len(OTHERS) + 1
+
+
+def test_description_of_a_random_recipe_tells_its_chance_apart():
+    choices = [{}, {"crops": 3}, {"min_crop_scale": 0.5}]
+    descriptions = [describe(ImageConfig(recipe="4m", **choice), seed) for choice in choices for seed in (0, 1)]
+    assert len({json.dumps(description, sort_keys=True) for description in descriptions}) == 6
+    assert describe(ImageConfig(recipe="4m", crops=10)) == describe(ImageConfig(recipe="4m"))
+
+
+@pytest.mark.parametrize("recipe", sorted(name for name, facts in CATALOGUE.items() if not facts.random))
+def test_seed_is_no_part_of_a_recipe_without_chance(recipe):
+    assert describe(ImageConfig(recipe=recipe), 1) == describe(ImageConfig(recipe=recipe), 2)
 
 
 @pytest.mark.parametrize(("decode", "generation"), [("exact", "pillow-13"), ("tensor", "torch-2"), ("fast", "torch-2")])

@@ -34,6 +34,21 @@ def test_pixels_come_back() -> None:
     assert denormalise(between.view(1, 1, 2, 2)).flatten().tolist() == [0, 1, 254, 255]
 
 
+def test_model_of_unit_range(tiny: VQModel, noise: Tensor) -> None:
+    """As aMUSEd's: pixels enter as x / 255 and come out the same way; those who call in [-1, 1] need not know."""
+    unit = VQModel(tiny.config, value_range="0..1").eval()
+    unit.load_state_dict(tiny.state_dict())
+    planes = noise.permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        _, _, expected = tiny.quantize(tiny.encode(planes).latents)
+        reconstruction = tiny(planes).sample.clamp(0, 1)
+    tokens = unit.encode_indices(noise)
+    assert torch.equal(tokens, expected)
+    assert not torch.equal(tokens, tiny.encode_indices(noise))
+    assert (unit.encode_indices(normalise(noise)) == tokens).float().mean() > 0.99
+    assert torch.allclose(unit.decode_indices(tokens), reconstruction * 2 - 1, atol=1e-5)
+
+
 def test_tokens_are_the_quantized_latents(tiny: VQModel, noise: Tensor) -> None:
     with torch.no_grad():
         _, _, indices = tiny.quantize(tiny.encode(normalise(noise)).latents)

@@ -25,9 +25,10 @@ def production_line(
     batch_size: int = 4,
     fingerprint: str = "f" * 64,
     size: int = 32,
+    **image_options: object,
 ) -> Iterator[Line]:
     """A line on the CPU for images of `size` pixels."""
-    meter, image = Meter(), ImageConfig(size=size)
+    meter, image = Meter(), ImageConfig(size=size, **image_options)
     engine = Engine(VQModel.from_pretrained(model), image_size=size, batch_size=batch_size, meter=meter)
     with ThreadPoolExecutor(2) as decoders:
         yield Line(
@@ -39,6 +40,6 @@ def production_line(
             columns=ColumnsConfig(),
             output=OutputConfig(url=output, row_group_rows=8),
             fingerprint=fingerprint,
-            decode=lambda members: prepare_sample(members, image),
+            decode=lambda key, members: prepare_sample(key, members, image, seed=0),
         )
     engine.close()
