@@ -94,6 +94,8 @@ def _panel(title: str, curves: dict[str, list[Point]], number: int) -> str:
     for order, (name, points) in enumerate(curves.items()):
         color, line = _COLORS[name], " ".join(map(place, points))
         parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="1.5"/>')
+        x, y = place(points[-1]).split(",")
+        parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{color}"/>')
         if len(curves) > 1:
             parts.append(f'<text x="{200 + 140 * order}" y="{top - 10}" fill="{color}">{name}</text>')
     return "\n".join(parts)

@@ -80,8 +80,11 @@ def test_strip_without_held_out_images(photos: Path, tmp_path: Path) -> None:
 
 
 def test_curve_has_a_point_per_report(done: tuple[FitTask, Notes]) -> None:
-    lines = ET.parse(done[0].folder / "curve.svg").getroot().findall(f"{SVG}polyline")
+    drawing = ET.parse(done[0].folder / "curve.svg").getroot()
+    lines = drawing.findall(f"{SVG}polyline")
     assert [len(line.attrib["points"].split()) for line in lines] == [5, 5, 3]
+    ends = [f"{end.attrib['cx']},{end.attrib['cy']}" for end in drawing.findall(f"{SVG}circle")]
+    assert ends == [line.attrib["points"].split()[-1] for line in lines]
     heights = [float(point.split(",")[1]) for point in lines[0].attrib["points"].split()]
     losses = [report.loss for report in done[1].reports]
     assert np.argsort(heights).tolist() == np.argsort(losses)[::-1].tolist(), "a larger loss is drawn higher"

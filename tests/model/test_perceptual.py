@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics.functional.image import lpips
 
 from pipeline.errors import UsageError
 from pipeline.model.perceptual import BLOCKS, PerceptualDistance
@@ -50,6 +51,32 @@ def test_distance_follows_its_definition(file: Path) -> None:
     assert distance.is_lpips == bool(heads)
     found = distance(images(0), images(1)).tolist()
     assert found == pytest.approx(distances_by_the_paper(heads).tolist(), rel=1e-4)
+
+
+def vgg16_features() -> nn.Sequential:
+    """`torchvision.models.vgg16().features`, configuration D, with our random weights."""
+    layers: list[nn.Module] = []
+    width = 3
+    for wide in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
+        layers += [nn.Conv2d(width, wide, 3, padding=1, device="meta"), nn.ReLU()] if wide else [nn.MaxPool2d(2)]
+        width = wide or width
+    features = nn.Sequential(*layers)
+    weights = {name.removeprefix("features."): tensor for name, tensor in vgg16_weights().items()}
+    features.load_state_dict(
+        {name: tensor for name, tensor in weights.items() if "classifier" not in name}, assign=True
+    )
+    return features
+
+
+def test_distance_is_torchmetrics_with_the_published_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lpips, "_get_tv_model_features", lambda *_: vgg16_features())
+    theirs = lpips._LPIPS(net="vgg").eval()
+    heads = torch.load(Path(lpips.__file__).parent / "lpips_models" / "vgg.pth", "cpu", weights_only=True)
+    distance = PerceptualDistance(save_weights(tmp_path / "lpips.safetensors", {**vgg16_weights(), **heads}))
+    assert distance.is_lpips
+    with torch.inference_mode():
+        expected = theirs(images(0), images(1)).flatten().tolist()
+        assert distance(images(0), images(1)).tolist() == pytest.approx(expected, rel=1e-3)
 
 
 def test_distance_of_equal_images_is_zero(file: Path) -> None:
