@@ -24,7 +24,11 @@ class StorageConfig(BaseModel):
     options: Mapping[str, Any] = Field(
         {}, description="keyword arguments for the fsspec filesystem (endpoint_url, anon, requester_pays, ...)"
     )
-    stall_seconds: float = Field(60.0, gt=0, description="a request that stays silent so long is cut (seconds)")
+    stall_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="a request that stays silent so long is cut; an upload has 1 more for each MiB (seconds)",
+    )
     retry_seconds: float = Field(
         120.0,
         ge=0,

@@ -21,6 +21,7 @@ from pipeline.urls import HTTP_SCHEMES, canonical, redact, scheme_of
 
 CONDITIONAL_SCHEMES = ("s3", "gs", "abfs")
 VERSION_FIELDS = ("ETag", "etag", "blob_id", "Last-Modified")  # s3 and http; gs and abfs; hf; http without ETag
+SLOWEST_UPLOAD = 1 << 20  # bytes per second; what is slower is taken for a server that has stopped reading
 RENEW_SECONDS = 2.0  # the provider chain is asked no more often, however many threads want it
 
 _renewing = Lock()
@@ -61,7 +62,8 @@ class ObjectStore:
         if "hf" in fs.protocol:
             hub.upload(fs, path, data)
         else:
-            fs.pipe_file(path, data)
+            with self._patience(url, len(data)) as seconds:
+                fs.pipe_file(path, data, timeout=seconds)
 
     def delete(self, url: str) -> None:
         fs, path = self._locate(url)
@@ -80,14 +82,12 @@ class ObjectStore:
         return _blob(url, details), file
 
     def create(self, url: str, source: Path) -> None:
-        fs, path = self._locate(url)
         if canonical(url).partition("://")[0] not in CONDITIONAL_SCHEMES:
             raise StoreRefused(f"{redact(url)}: {scheme_of(url)}:// has no create-if-absent")
-        self._put(fs, path, source, if_absent=True)
+        self._put(url, source, if_absent=True)
 
     def put(self, url: str, source: Path) -> None:
-        fs, path = self._locate(url)
-        self._put(fs, path, source, if_absent=False)
+        self._put(url, source, if_absent=False)
 
     def renew(self, url: str) -> None:
         """Forget the credentials that the client of `url` holds, so that it asks its provider chain again."""
@@ -107,7 +107,8 @@ class ObjectStore:
     def send_part(self, url: str, upload: str, number: int, data: bytes) -> str:
         fs, bucket, key = self._s3_key(url)
         part = {"Bucket": bucket, "Key": key, "UploadId": upload, "PartNumber": number}
-        return str(fs.call_s3("upload_part", Body=data, **part)["ETag"])
+        with self._patience(url, len(data)) as seconds:
+            return str(fs.call_s3("upload_part", Body=data, **part, timeout=seconds)["ETag"])
 
     def complete(self, url: str, upload: str, tags: list[str], *, if_absent: bool) -> None:
         fs, bucket, key = self._s3_key(url)
@@ -125,15 +126,28 @@ class ObjectStore:
         found = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key).get("Uploads", [])
         return [str(upload["UploadId"]) for upload in found if upload["Key"] == key]
 
-    def _put(self, fs: Any, path: str, source: Path, *, if_absent: bool) -> None:
-        if "s3" in fs.protocol:
-            bucket, key, _ = fs.split_path(path)
-            with open(source, "rb") as body:
-                fs.call_s3("put_object", Bucket=bucket, Key=key, Body=body, **_condition(if_absent))
-        elif "hf" in fs.protocol:
+    def _put(self, url: str, source: Path, *, if_absent: bool) -> None:
+        fs, path = self._locate(url)
+        if "hf" in fs.protocol:
             hub.upload(fs, path, source)
-        else:
-            fs.put_file(str(source), path, mode="create" if if_absent else "overwrite")
+            return
+        with self._patience(url, source.stat().st_size) as seconds:
+            if "s3" in fs.protocol:
+                bucket, key, _ = fs.split_path(path)
+                place = {"Bucket": bucket, "Key": key, **_condition(if_absent)}
+                with open(source, "rb") as body:
+                    fs.call_s3("put_object", Body=body, **place, timeout=seconds)
+            else:
+                fs.put_file(str(source), path, mode="create" if if_absent else "overwrite", timeout=seconds)
+
+    @contextmanager
+    def _patience(self, url: str, size: int) -> Iterator[float]:
+        """The seconds that an upload of `size` bytes may take: aiohttp notices no server that stops reading."""
+        seconds = self._config.stall_seconds + size / SLOWEST_UPLOAD
+        try:
+            yield seconds
+        except fsspec.FSTimeoutError as error:
+            raise StorageError(f"{redact(url)}: the store did not take {size:,} bytes in {seconds:.0f} s") from error
 
     def _s3_key(self, url: str) -> tuple[Any, str, str]:
         fs, path = self._locate(url)

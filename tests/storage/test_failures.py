@@ -10,11 +10,11 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 from s3fs.errors import translate_boto_error
 
 from pipeline.errors import AlreadyExists, NotFound, StorageError, StoreRefused, UsageError
-from pipeline.storage import Storage, StorageConfig
+from pipeline.storage import Storage, StorageConfig, remote
 from pipeline.storage.failures import Busy, Forbidden, NoCredentials, StaleCredentials, translate
 from pipeline.storage.remote import ObjectStore
 from tests.support.s3 import S3
-from tests.support.servers import free_ports, misbehaving
+from tests.support.servers import deaf, free_ports, misbehaving
 
 URL = "s3://bucket/a.tar"
 CALLS: dict[str, Callable[[Storage, str], object]] = {
@@ -190,6 +190,25 @@ def test_store_that_stays_silent_is_cut() -> None:
     with misbehaving(status=None) as server, pytest.raises(StorageError, match="imeout"):
         counted(server.endpoint, retry_seconds=0, stall_seconds=0.5).stat(URL)
     assert time.monotonic() - start < 5
+    assert len(server.requests) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body directly")  # azure gives aiohttp bytes
+@pytest.mark.parametrize("scheme", ["s3", "gs", "abfs"])
+def test_store_that_stops_reading_is_cut(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "SLOWEST_UPLOAD", 1 << 30)
+    (tmp_path / "file").write_bytes(bytes(16 << 20))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "any")
+    with deaf() as server:
+        account = f"AccountName=any;AccountKey=YW55;BlobEndpoint={server.endpoint}/any;"
+        monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", f"DefaultEndpointsProtocol=http;{account}")
+        options = {} if scheme == "abfs" else {"endpoint_url": server.endpoint}
+        options |= {"token": "anon"} if scheme == "gs" else {}
+        storage, start = Storage(StorageConfig(options=options, stall_seconds=1.5, retry_seconds=0)), time.monotonic()
+        with pytest.raises(StorageError, match="the store did not take 16,777,216 bytes in 2 s"):
+            storage.create(f"{scheme}://bucket/a", tmp_path / "file")
+    assert time.monotonic() - start < 10
     assert len(server.requests) == 1
 
 

@@ -121,7 +121,45 @@ def misbehaving(status: int | None) -> Iterator[Misbehaving]:
         def log_message(self, *_: object) -> None:
             """Keep quiet."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with _serving(ThreadingHTTPServer, Handler) as state:
+        yield state
+
+
+@contextmanager
+def deaf() -> Iterator[Misbehaving]:
+    """A store that holds nothing, and reads no byte of what is uploaded to it."""
+
+    class Server(ThreadingHTTPServer):
+        def server_bind(self) -> None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # else the kernel reads megabytes
+            super().server_bind()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_PUT(self) -> None:
+            state.requests.append(f"{self.command} {self.path}")
+            state.released.wait(60)
+            self.close_connection = True
+
+        def do_GET(self) -> None:
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_POST, do_HEAD = do_PUT, do_GET  # noqa: N815 - names of the protocol
+
+        def log_message(self, *_: object) -> None:
+            """Keep quiet."""
+
+    with _serving(Server, Handler) as state:
+        yield state
+
+
+@contextmanager
+def _serving(server_class: type[ThreadingHTTPServer], handler: type[BaseHTTPRequestHandler]) -> Iterator[Misbehaving]:
+    """Run such a server."""
+    with server_class(("127.0.0.1", 0), handler) as server:
         state = Misbehaving(f"http://127.0.0.1:{server.server_port}")
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()

@@ -1,10 +1,12 @@
 """The whole job against a store that misbehaves: a run completes, or fails by name; no row is ever wrong or missing.
 
-CHAOS=full runs every rate, several seeds and a longer outage; the default is the short version of `make test`.
+CHAOS=full runs every rate, several seeds, an outage of five minutes, and credentials that live for one; the default is
+the short version of `make test`.
 """
 
 import os
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +19,7 @@ from tests.support.checker import digests, problems
 from tests.support.commands import last_json, tokenmill
 from tests.support.corpora import write_corpus
 from tests.support.credentials import SECRET, TOKEN, Doorman, issuer
-from tests.support.fault_proxy import POSSIBLE, Chance, Fault, FaultProxy, Kind, Outage, fault_proxy
+from tests.support.fault_proxy import POSSIBLE, Chance, Fault, FaultProxy, Kind, Outage, Plan, Request, fault_proxy
 from tests.support.s3 import S3
 from tests.support.stores import moto
 
@@ -27,7 +29,8 @@ FULL = os.environ.get("CHAOS", "short") == "full"
 SHARDS = 30  # a request for each at the least: enough for every fault at 5 percent
 RATES = [(rate, seed) for rate in (0.01, 0.05, 0.2) for seed in range(3)] if FULL else [(0.05, 0), (0.2, 0)]
 OUTAGE_SECONDS = 300.0 if FULL else 5.0
-LIFE_SECONDS = 3.0  # of credentials; a run is too short to see 60
+LIFE_SECONDS = 60.0 if FULL else 3.0  # of credentials
+ANSWER_SECONDS = 1.5 if FULL else 0.0  # what the store takes for each, so that a run outlives its credentials twice
 FAULTS = {fault for faults in POSSIBLE.values() for fault in faults}
 
 
@@ -119,20 +122,37 @@ def assert_named(result: subprocess.CompletedProcess[str]) -> None:
         assert quarantined.keys() <= {"changed", "storage", "missing", "stalled"}
 
 
+class Slow:
+    """A plan: another one, by a store that takes a while for every answer."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def __call__(self, request: Request) -> Fault | None:
+        time.sleep(ANSWER_SECONDS)
+        return self._plan(request)
+
+
+NO_SECOND_ATTEMPT = ("limits.max_attempts=1", "limits.max_infra_failures=1", "storage.stall_seconds=10")
+
+
 def test_credentials_that_expire_during_a_run(remote: Remote, tmp_path: Path, told: Callable) -> None:
+    began = time.monotonic()
     with (
         moto(tmp_path) as server,
         issuer(claimed_seconds=3600) as given,
-        fault_proxy(server.endpoint, Doorman(given, LIFE_SECONDS)) as proxy,
+        fault_proxy(server.endpoint, Slow(doorman := Doorman(given, LIFE_SECONDS))) as proxy,
     ):
         bucket = server.make_bucket(remote.bucket.removeprefix("s3://"))
         server.client().put(f"{remote.corpus}/", f"{bucket}/in/", recursive=True)
         environment = {**server.environment, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", **given.environment}
-        result = replace(remote, environment=environment).run(proxy.endpoint, "expiring")
+        result = replace(remote, environment=environment).run(proxy.endpoint, "expiring", *NO_SECOND_ATTEMPT)
         server.client().get(f"{bucket}/expiring/", f"{tmp_path}/copy/", recursive=True)
     told(proxy)
     assert result.returncode == 0, result.stderr
     assert proxy.faults[Fault.EXPIRED] >= 2, "hardly a request met an expiry"
+    assert len(doorman.let_in) >= 3, "not renewed twice"
+    assert time.monotonic() - began > 2 * LIFE_SECONDS
     assert last_json(result)["shards"] == {"total": SHARDS, "committed": SHARDS, "quarantined": 0}
     assert remote.problems(tmp_path / "copy") == []
     seen = result.stdout + result.stderr + "".join(str(path.read_bytes()) for path in tmp_path.glob("copy/**/*.*"))
