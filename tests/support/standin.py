@@ -1,7 +1,7 @@
 """An actor that follows a script instead of doing work: it publishes tiny real parts, dies, hangs or fails on demand.
 
-The script is `script.json` beside OUTPUT: shard stem (or `load`, `measure`) -> list of deeds, one for each attempt;
-when the list is used up, the deed is `ok`. With a key `quiet` attempts are not counted, and parts hold one row.
+The script is `script.json` beside OUTPUT: shard stem (or `load`, `measure`, `start`) -> list of deeds, one for each
+attempt; when the list is used up, the deed is `ok`. With a key `quiet` attempts are not counted, and parts hold one row.
 """
 
 import json
@@ -48,8 +48,9 @@ class StandIn:
         trials = (Trial(chosen, agreement, 100.0),)
         return Calibration("cpu", batch_size or 8, {batch_size or 8: 100.0}, 100.0, 1, {}, trials, chosen)
 
-    def start(self, fingerprint: str, batch_size: int, precision: Precision) -> None:
+    def start(self, fingerprint: str, batch_size: int, precision: Precision) -> float | None:
         self._fingerprint = fingerprint
+        return 0.5 if self._deed("start") == "wrong tokens" else None
 
     def tokenize(self, task: Task) -> ShardReport | Failure:
         stem = task.shard.id.rpartition("-")[0]

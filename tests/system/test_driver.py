@@ -147,7 +147,7 @@ def test_garbage_stops_the_run(run: Run, tmp_path: Path) -> None:
     assert result.summary["shards"]["committed"] < 8
 
 
-JUDGED = ("qa.samples_per_shard=4", "cluster.shards_in_flight=1")
+JUDGED = ("qa.samples_per_shard=4", "cluster.shards_in_flight=1", "limits.speculate_factor=0")
 COPIES = {"a": ["placeholders"]}
 
 
@@ -179,6 +179,14 @@ def test_gate_that_only_marks_lets_the_run_go_on(run: Run) -> None:
     result = run(COPIES, *JUDGED, "qa.on_fail=mark")
     assert (result.exit_code, result.summary["shards"]["committed"]) == (ExitCode.INCOMPLETE, 8)
     assert [finding["gate"] for finding in result.summary["gates"]] == ["duplicate_grids"]
+
+
+def test_device_that_fails_the_golden_images_ends_the_run_before_the_first_shard(run: Run, tmp_path: Path) -> None:
+    result = run({"start": ["wrong tokens"] * 2}, *JUDGED)
+    assert (result.exit_code, result.summary["shards"]["committed"]) == (ExitCode.INCOMPLETE, 0)
+    assert {finding["gate"] for finding in result.summary["gates"]} == {"golden_agreement"}
+    assert {finding["where"] for finding in result.summary["gates"]} <= {"actor-0", "actor-1"}
+    assert [fired(tmp_path, name) for name in "abcdefgh"] == [0] * 8
 
 
 @pytest.mark.parametrize(
