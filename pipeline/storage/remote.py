@@ -161,8 +161,13 @@ class ObjectStore:
             raise UsageError(f"{redact(url)}: http(s) is off; set storage.allow_http to read from it")
         quiet_clients()
         wait_for_turn(scheme, self._config.options)
+        options = client_options(scheme, self._config)
         try:
-            fs, path = fsspec.url_to_fs(canonical(url), **client_options(scheme, self._config))
+            if scheme == "gs":  # gcsfs would look for the version of an object in `#1` at the end of the URL
+                fs = fsspec.filesystem(scheme, **options)
+                path = canonical(url).removeprefix("gs://")
+            else:
+                fs, path = fsspec.url_to_fs(canonical(url), **options)
         except ImportError as error:
             raise UsageError(f"{redact(url)}: the client for {scheme}:// is not installed ({error})") from error
         send_once(scheme, fs, self._config)

@@ -2,18 +2,13 @@
 
 import errno
 import os
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 
 import pytest
 
 from pipeline.errors import AlreadyExists, StorageError, StoreRefused, UsageError
 from pipeline.storage import Storage, StorageConfig
 from tests.support.s3 import S3
-
-RACERS = 16
 
 
 def source(tmp_path: Path, name: str, data: bytes) -> Path:
@@ -41,26 +36,6 @@ def test_put_replaces(store_url: str, tmp_path: Path) -> None:
     for data in (b"first", b"second"):
         storage.put(url, source(tmp_path, "file", data))
         assert storage.read(url) == data
-    assert everything_in(storage, f"{store_url}/tokens") == ["a.parquet"]
-
-
-def test_race_for_one_name(store_url: str, tmp_path: Path) -> None:
-    storage, url, start = Storage(), f"{store_url}/tokens/a.parquet", Barrier(RACERS)
-    contents = [bytes([racer]) * 200_001 for racer in range(RACERS)]
-
-    def race(racer: int) -> str:
-        file = source(tmp_path, str(racer), contents[racer])
-        start.wait(60)
-        try:
-            storage.create(url, file)
-        except AlreadyExists:
-            return "lost"
-        return f"won {racer}"
-
-    with ThreadPoolExecutor(RACERS) as pool:
-        outcomes = Counter(pool.map(race, range(RACERS)))
-    winner = contents.index(storage.read(url))
-    assert outcomes == {"lost": RACERS - 1, f"won {winner}": 1}
     assert everything_in(storage, f"{store_url}/tokens") == ["a.parquet"]
 
 

@@ -2,18 +2,12 @@
 
 import os
 import pickle
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import NotFound, UsageError
 from pipeline.storage import Storage, StorageConfig
-
-ODD_NAMES = [
-    *("a b.tar", "a+b.tar", "a%20b.tar", "100%.tar", "a#b.tar", "a&b=c;d,e.tar", "a'b\"(c)!.tar", "a@b.tar"),
-    *("ü图🙂.tar", "a:b.tar", "~a$b.tar", ".hidden.tar", "a..b.tar", "a?b.tar"),
-]
 
 
 def names(blobs: list) -> list[str]:
@@ -45,19 +39,6 @@ def test_read_of_a_missing_object(store_url: str) -> None:
         Storage().read(f"{store_url}/missing")
 
 
-@pytest.mark.parametrize("name", ODD_NAMES)
-def test_odd_names(store_url: str, name: str) -> None:
-    storage, url = Storage(), f"{store_url}/in here/{name}"
-    storage.write(url, name.encode())
-    (listed,) = storage.list_folder(f"{store_url}/in here")
-    assert listed == storage.stat(url) == storage.glob(f"{store_url}/in*/*")[0]
-    assert listed.url == url
-    with storage.stream(listed) as stream, storage.open_random(url) as file:
-        assert storage.read(url) == stream.read(100) == file.read() == name.encode()
-    storage.delete(url)
-    assert not storage.exists(url)
-
-
 def test_list_holds_only_the_files_of_the_folder_itself(store_url: str) -> None:
     storage = Storage()
     for name in ("t/b.parquet", "t/a.parquet", "t/a.txt", "t/below/c.parquet", "t2/d.parquet", "t.parquet"):
@@ -71,14 +52,6 @@ def test_list_of_no_folder(store_url: str, folder: str) -> None:
     storage = Storage()
     storage.write(f"{store_url}/a.txt", b"")
     assert storage.list_folder(f"{store_url}/{folder}") == []
-
-
-def test_list_and_glob_beyond_one_page(store_url: str) -> None:
-    storage, expected = Storage(), [f"{number:04d}.tar" for number in range(1100)]
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda name: storage.write(f"{store_url}/{name}", b"x"), expected))
-    assert names(storage.list_folder(store_url, ".tar")) == expected
-    assert names(storage.glob(f"{store_url}/*.tar")) == expected
 
 
 @pytest.mark.parametrize(

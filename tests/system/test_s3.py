@@ -1,4 +1,4 @@
-"""The whole job on a real S3 server: shards, model and output."""
+"""The whole job on a real S3 server: shards, model and output, under names that a URL or a glob may misread."""
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,12 +13,12 @@ pytestmark = pytest.mark.system
 
 def test_run_resume_and_verify_on_s3(case: Case, s3: S3, tmp_path) -> None:
     url, storage = s3.make_bucket("whole-job"), Storage()
+    folder = f"{url}/in & #1"
     for shard in case.shards.iterdir():
-        storage.put(f"{url}/in/{shard.name}", shard)
+        storage.put(f"{folder}/{shard.stem} a+b%20c?d*[1]#ü.tar", shard)
     for file in case.model.iterdir():
         storage.put(f"{url}/model/{file.name}", file)
-    spec = f"{url}/in/{{00000..0000{SHARDS - 1}}}.tar"
-    command = ["run", "--shards", spec, "--model", f"{url}/model", "--output", f"{url}/out", "--set", "image.size=64"]
+    command = ["run", "--shards", folder, "--model", f"{url}/model", "--output", f"{url}/out", "--set", "image.size=64"]
     process = start(*command, **s3.environment)
     wait_until(lambda: len(storage.list_folder(f"{url}/out/tokens")) >= 2, process)
     kill_tree(process)
