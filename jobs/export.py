@@ -1,8 +1,6 @@
 """`tokenmill export`: a run in the layout of a training code."""
 
 from dataclasses import asdict
-from functools import partial as partial_of
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,8 +11,7 @@ from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
     from pipeline.config import ClusterConfig
-    from pipeline.exports.job import ExportConfig, Runner
-    from pipeline.signals import Stop
+    from pipeline.exports.job import Runner
 
 NAMES = "hf, llamagen, llamagen-t2i, rar, 4m, open-muse, maskgit, dalle-mini, bin, mds"
 
@@ -39,70 +36,51 @@ def main(
     partial: Annotated[
         bool, typer.Option("--partial", help="Export what is there of a run that is not finished.")
     ] = False,
-    upload: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="With hf: upload to this data set of the Hub afterwards.")
+    repo: Annotated[
+        str | None,
+        typer.Option("--upload", metavar="OWNER/NAME", help="With hf: upload to this data set of the Hub afterwards."),
     ] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a run in the layout of a training code. Run the same command again to resume; see docs/exports.md."""
     from pipeline.exports import FORMATS
+    from pipeline.exports.hugging_face import upload
     from pipeline.exports.job import ExportConfig, export
     from pipeline.exports.source import open_source
     from pipeline.progress import for_stderr
     from pipeline.signals import stop_on_signals
     from pipeline.storage import Storage
+    from pipeline.urls import scheme_of
 
     config = ExportConfig(format=layout, to=to, view=view, rows_per_file=rows_per_file, name=name)
-    _check_upload(config, upload)
+    if repo and (layout != "hf" or scheme_of(to) != "file"):
+        raise UsageError("--upload must come with --format hf and a local folder as --to")
     job = resolve(settings=settings or ())
     source = open_source(Storage(job.storage), output, view=view, partial=partial)
-    progress = for_stderr()
+    runner, progress = _runner(job.cluster, workers), for_stderr()
     try:
-        with stop_on_signals() as stop:
-            runner = _runner(job.cluster, workers, stop)
+        with stop_on_signals() as stop, stop.interrupting():
             result = export(source, config, runner, lambda done, of: progress.count("units", done, of))
+    except KeyboardInterrupt:
+        out.print("stopped; run the same command again to go on")
+        raise typer.Exit(4) from None
     finally:
         progress.close()
-    if result.finished:
-        out.print(f"{result.rows:,} rows as {layout}: {result.files:,} files, {result.bytes / 1e6:,.1f} MB in {to}")
-        if FORMATS[layout].advice:
-            out.print(f"note: {FORMATS[layout].advice}")
-        if upload:
-            out.print(f"uploaded to {_upload(Path(to), upload)}")
-    else:
-        out.print(f"stopped after {result.units:,} of {result.of:,} units; run the same command again to go on")
+    out.print(f"{result.rows:,} rows as {layout}: {result.files:,} files, {result.bytes / 1e6:,.1f} MB in {to}")
+    if FORMATS[layout].advice:
+        out.print(f"note: {FORMATS[layout].advice}")
+    if repo:
+        out.print(f"uploaded to {upload(to, repo)}")
     if as_json:
         print_json(asdict(result))
-    raise typer.Exit(0 if result.finished else 4)
 
 
-def _runner(cluster: "ClusterConfig", workers: int | None, stop: "Stop") -> "Runner":
+def _runner(cluster: "ClusterConfig", workers: int | None) -> "Runner":
     if workers == 1:
         from pipeline.exports.job import one_by_one
 
-        return partial_of(one_by_one, stop=stop)
+        return one_by_one
     from pipeline.tasks import Tasks
 
-    return Tasks(cluster, workers, stop)
-
-
-def _check_upload(config: "ExportConfig", upload: str | None) -> None:
-    from pipeline.urls import scheme_of
-
-    if upload and (config.format != "hf" or scheme_of(config.to) != "file"):
-        raise UsageError("--upload must come with --format hf and a local folder as --to")
-
-
-def _upload(folder: Path, repo: str) -> str:
-    """Send an export to the Hub, in one commit. The token is huggingface_hub's own business."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-
-    hub = HfApi()
-    try:
-        hub.create_repo(repo, repo_type="dataset", exist_ok=True, private=True)
-        hub.upload_folder(repo_id=repo, folder_path=folder, repo_type="dataset", ignore_patterns=["_tokenmill/**"])
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
-        raise UsageError(f"the Hub did not take {repo}; the export itself is complete in {folder}: {error}") from error
-    return f"{hub.endpoint}/datasets/{repo} (private, if it is new)"
+    return Tasks(cluster, workers)

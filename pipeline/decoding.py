@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from pipeline.exports.format import key_of, tar_writer
 from pipeline.exports.source import Source
 from pipeline.model import VQModel, weights_hash
 from pipeline.scratch import draft_folder
+from pipeline.shards.manifest import shard_id
 from pipeline.tokens.parts import Part
 from pipeline.urls import canonical, join
 
@@ -60,9 +61,8 @@ class Picture:
     @property
     def name(self) -> str:
         """A file name without extension, of no other row: shard, number in it, view, and what is left of the key."""
-        stem = self.row["shard"].rpartition("/")[2].partition(".")[0]
         key = _ODD.sub("_", self.row["key"]).strip(".")[:80]
-        return f"{_ODD.sub('_', stem)}-{self.row['sample_index']:06d}-{self.row['view']}-{key}"
+        return f"{shard_id(self.row['shard'])}-{self.row['sample_index']:06d}-{self.row['view']}-{key}"
 
     def encoded(self, form: str) -> bytes:
         """The picture as a lossless PNG or WebP."""
@@ -157,17 +157,22 @@ def _decoded(rows: Sequence[dict[str, Any]], grid: tuple[int, int], model: VQMod
 
 def _write_tars(source: Source, pictures: Iterator[Picture], to: str) -> int:
     count = 0
-    while some := list(islice(pictures, TAR_SAMPLES)):
+    while (first := next(pictures, None)) is not None:
+        some = chain([first], islice(pictures, TAR_SAMPLES - 1))
         with draft_folder() as folder:
-            path = folder / "tar"
+            path, url = folder / "tar", join(to, f"{count // TAR_SAMPLES:05d}.tar")
             with tar_writer(path) as tar:
-                for number, picture in enumerate(some, count):
-                    told = {name: picture.row[name] for name in ("key", "shard", "sample_index", "view")}
-                    sample = {"__key__": key_of(number), "png": picture.encoded("png")}
-                    sample["txt"] = (picture.row.get("caption") or "").encode()
-                    if picture.row.get("label") is not None:
-                        sample["cls"] = str(picture.row["label"]).encode()
-                    tar.write(sample | {"json": json.dumps(told).encode()})
-            source.storage.put(join(to, f"{count // TAR_SAMPLES:05d}.tar"), path)
-        count += len(some)
+                for picture in some:
+                    tar.write({"__key__": key_of(count), **_members(picture)})
+                    count += 1
+            source.storage.put(url, path)
     return count
+
+
+def _members(picture: Picture) -> dict[str, bytes]:
+    told = {name: picture.row[name] for name in ("key", "shard", "sample_index", "view")}
+    members = {"png": picture.encoded("png"), "json": json.dumps(told).encode()}
+    members["txt"] = (picture.row.get("caption") or "").encode()
+    if picture.row.get("label") is not None:
+        members["cls"] = str(picture.row["label"]).encode()
+    return members

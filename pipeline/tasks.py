@@ -14,7 +14,6 @@ from ray.exceptions import RayError, RayTaskError
 from pipeline.cluster import cluster
 from pipeline.config import ClusterConfig, JobConfig
 from pipeline.errors import RunFailed, StorageError, TokenmillError
-from pipeline.signals import Stop
 
 RETRIES = 3  # of a task whose node or process died, or whose store was down
 
@@ -30,15 +29,16 @@ class Tasks:
     Attributes:
         config: `address` of the cluster; if it has none, Ray is started here, and ended.
         at_once: pieces of work at the same time; None for one on each core of the cluster.
-        stop: once it is requested no more pieces are begun; those that run are finished.
     """
 
     config: ClusterConfig
     at_once: int | None
-    stop: Stop
 
     def __call__(self, function: Callable[[C, I], R], common: C, items: Sequence[I], /) -> Iterator[R]:
         """`function(common, item)` for all items, as the results come; all of it picklable.
+
+        What still runs when the caller loses interest ends with this process's connection to Ray. (It is not cancelled:
+        Ray 2.60 aborts the caller if a task ends at the moment in which it is cancelled by force.)
 
         Raises:
             TokenmillError: one that `function` raised.
@@ -53,8 +53,7 @@ class Tasks:
             task = ray.remote(function).options(num_cpus=1, max_retries=RETRIES, retry_exceptions=[StorageError])
             most = self.at_once or int(ray.cluster_resources().get("CPU", 1))
             while True:
-                room = 0 if self.stop.requested else most - len(waiting)
-                waiting += [task.remote(shared, item) for item in itertools.islice(todo, room)]
+                waiting += [task.remote(shared, item) for item in itertools.islice(todo, most - len(waiting))]
                 if not waiting:
                     return
                 (ready, *_), waiting = ray.wait(waiting)

@@ -13,6 +13,7 @@ from pipeline.decoding import DecodeConfig, decode
 from pipeline.errors import ModelError, UsageError
 from pipeline.exports.source import Source, open_source
 from pipeline.model import VQModel, weights_hash
+from pipeline.shards.manifest import shard_id
 from pipeline.storage import Storage
 from pipeline.tokens.schema import TokenSpec
 from tests.support.models import save_tiny_model
@@ -42,7 +43,7 @@ def test_rows_of_keys_as_files(source: Source, tiny_model: Path, tmp_path: Path,
     assert decode(source, DecodeConfig(to=str(tmp_path), keys=("1/6", "0/3"), form=form)) == 4
     found = {path.name: np.asarray(Image.open(path)) for path in tmp_path.iterdir()}
     names = {
-        f"{s:05d}-{i:06d}-{v}-{s}_{i}.{form}": picture(tiny_model, s, i, v)
+        f"{shard_id(f's3://corpus/{s:05d}.tar')}-{i:06d}-{v}-{s}_{i}.{form}": picture(tiny_model, s, i, v)
         for s, i in ((0, 3), (1, 6))
         for v in range(2)
     }
@@ -74,7 +75,8 @@ def test_keys_are_no_paths(source: Source, tmp_path: Path, tiny_model: Path) -> 
     weights = source.job["identity"]["weights"]
     run = make_run(tmp_path / "run", (1,), spec=SPEC, model=str(tiny_model), weights=weights, prefix="../../../evil/")
     decode(open_source(Storage(), run), DecodeConfig(to=str(tmp_path / "to" / "here"), sample=1))
-    assert [path.name for path in tmp_path.rglob("*.png")] == ["00000-000000-0-_.._.._evil_0_0.png"]
+    name = f"{shard_id('s3://corpus/00000.tar')}-000000-0-_.._.._evil_0_0.png"
+    assert [path.name for path in tmp_path.rglob("*.png")] == [name]
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["here"]
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipeline.card import dataset_card
+from pipeline.errors import UsageError
 from pipeline.exports.format import Format, Note, Unit, make_file
 from pipeline.exports.source import Source
 from pipeline.tokens.writer import parquet_options
+from pipeline.urls import local_path
 
 FILE_BYTES = 1e9  # files come out between half of it and all of it, but for small runs
 GROUP_ROWS = 2000  # as in the parts: a random row then costs milliseconds
@@ -41,3 +43,26 @@ class HuggingFace(Format):
         summary = {**source.summary, "rows": source.rows}
         card = dataset_card(source.job, summary, source.parts.schema, files="data/train-*.parquet", export=sizes)
         return {"README.md": card.encode()}
+
+
+def upload(folder: str, repo: str) -> str:
+    """Send a finished export to a data set of the Hub, in one commit; returns where it is.
+
+    Args:
+        folder: a local folder.
+        repo: owner and name; made, and private, if it is not there. Who may write is huggingface_hub's business.
+
+    Raises:
+        UsageError: the Hub did not take it.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    path, hub = local_path(folder), HfApi()
+    assert path is not None, f"not a local folder: {folder}"
+    try:
+        hub.create_repo(repo, repo_type="dataset", exist_ok=True, private=True)
+        hub.upload_folder(repo_id=repo, folder_path=path, repo_type="dataset", ignore_patterns=["_tokenmill/**"])
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
+        raise UsageError(f"the Hub did not take {repo}; the export itself is complete in {path}: {error}") from error
+    return f"{hub.endpoint}/datasets/{repo} (private, if it is new)"

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
@@ -28,7 +27,6 @@ from pipeline.exports import FORMATS
 from pipeline.exports.format import Format, Note, Unit
 from pipeline.exports.source import Source
 from pipeline.scratch import draft_folder
-from pipeline.signals import Stop
 from pipeline.storage import Storage
 from pipeline.tokens.schema import canonical_json
 from pipeline.urls import canonical, join
@@ -77,37 +75,32 @@ class Work:
 
 
 class Runner(Protocol):
-    """Does something for each of many items, in any order, several at once."""
+    """Does something for each of many units, in any order, several at once."""
 
     def __call__(
         self, function: Callable[[Work, Unit], Receipt], work: Work, units: Sequence[Unit], /
     ) -> Iterator[Receipt]:
-        """The results, as they come; ends early if it is told to stop."""
+        """The results, as they come."""
         ...
 
 
-def one_by_one(
-    function: Callable[[Work, Unit], Receipt], work: Work, units: Sequence[Unit], stop: Stop | None = None
-) -> Iterator[Receipt]:
-    """A `Runner` in this thread; begins no unit once `stop` is requested."""
-    return (function(work, unit) for unit in takewhile(lambda _: not (stop and stop.requested), units))
+def one_by_one(function: Callable[[Work, Unit], Receipt], work: Work, units: Sequence[Unit], /) -> Iterator[Receipt]:
+    """A `Runner` in this thread."""
+    return (function(work, unit) for unit in units)
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """How an export ended.
+    """A finished export.
 
     Attributes:
-        finished: whether all units are written, counted and indexed.
-        rows: of the units that are done.
-        units, of: units done, and all.
-        files, bytes: of the units that are done.
+        rows: that it has.
+        units: pieces of work that it was made in.
+        files, bytes: that these wrote.
     """
 
-    finished: bool
     rows: int
     units: int
-    of: int
     files: int
     bytes: int
 
@@ -118,12 +111,12 @@ def export(
     run: Runner = one_by_one,
     on_unit: Callable[[int, int], object] = lambda _done, _of: None,
 ) -> Exported:
-    """Export a run, or go on with it.
+    """Export a run, or go on with it. May be interrupted anywhere.
 
     Args:
         source: the run.
         config: how, and where to.
-        run: does the units; if it ends early the export is not finished, and the same call goes on.
+        run: does the units.
         on_unit: called with (units done, units in all).
 
     Raises:
@@ -141,12 +134,9 @@ def export(
     for receipt in run(write_unit, Work(source, layout, to), [unit for unit in units if unit.number not in done]):
         done[receipt.number] = receipt
         on_unit(len(done), len(units))
-    finished = len(done) == len(units)
-    if finished:
-        _finish(source, layout, to, [done[unit.number] for unit in units])
+    _finish(source, layout, to, [done[unit.number] for unit in units])
     files = [told for receipt in done.values() for told in receipt.files.values()]
-    rows = sum(receipt.rows for receipt in done.values())
-    return Exported(finished, rows, len(done), len(units), sum(n for n, _ in files), sum(size for _, size in files))
+    return Exported(source.rows, len(units), sum(count for count, _ in files), sum(size for _, size in files))
 
 
 def plan(source: Source, layout: Format, rows_per_file: int | None) -> list[Unit]:

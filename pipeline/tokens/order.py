@@ -32,7 +32,7 @@ class Sampling(BaseModel):
 
     batch: int = Field(256, gt=0, description="rows of a batch; the last one of an epoch has what is left (rows)")
     shuffle: bool = Field(True, description="another order for each (seed, epoch); false: as the parts are stored")
-    seed: int = Field(0, ge=0, description="of the order (any number)")
+    seed: int = Field(0, ge=0, description="of the order (a number)")
     buffer_rows: int = Field(
         20_000, gt=0, description="rows that are shuffled among each other; a reader holds two such blocks (rows)"
     )

@@ -104,7 +104,7 @@ def find_parts(
     if only is None and not partial and not storage.exists(join(output, "_SUCCESS")):
         raise UsageError(
             f"{output}: the run is not finished (no _SUCCESS), so more parts may come; finish it, or read what is "
-            "there with partial=True, or name the parts"
+            "there (partial=True, --partial), or name the parts"
         )
     there = {blob.url.rpartition("/")[2]: blob for blob in storage.list_folder(join(output, "tokens"), ".parquet")}
     names = sorted(there) if only is None else sorted({name.removesuffix(".parquet") + ".parquet" for name in only})

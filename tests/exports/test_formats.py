@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ import torch
 import webdataset as wds
 from huggingface_hub import DatasetCard
 
+from jobs.export import NAMES
 from pipeline.errors import UsageError
 from pipeline.exports import FORMATS
 from pipeline.exports.job import ExportConfig, Exported, export
 from pipeline.exports.source import open_source
 from pipeline.storage import Storage
 from pipeline.tokens.schema import TokenSpec
+from tests.support.commands import ROOT
 from tests.support.token_runs import make_run, telling_tokens
 
 SPEC = TokenSpec(1024, 2, 3)
@@ -248,3 +251,8 @@ def test_one_view(run: str, tmp_path: Path) -> None:
     assert done.rows == 21
     tokens = np.fromfile(tmp_path / "train.bin", "<u2").reshape(21, 6)
     assert tokens.tolist() == expected()[1::2]
+
+
+def test_every_layout_is_told_of() -> None:
+    documented = re.findall(r"^\| `([\w-]+)` \|", (ROOT / "docs" / "exports.md").read_text(), re.MULTILINE)
+    assert set(NAMES.split(", ")) == set(documented) == FORMATS.keys()

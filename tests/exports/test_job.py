@@ -12,7 +12,6 @@ from pipeline.exports import FORMATS
 from pipeline.exports.format import Unit
 from pipeline.exports.job import ExportConfig, Exported, Receipt, Runner, Work, export, one_by_one, plan, write_unit
 from pipeline.exports.source import open_source
-from pipeline.signals import Stop
 from pipeline.storage import Storage
 from pipeline.tokens.schema import TokenSpec
 from tests.support.token_runs import make_run
@@ -45,26 +44,23 @@ def test_units_are_the_rows_cut_in_pieces(run: str, rows: int) -> None:
         assert not layout.samples_whole or all(unit.start % 3 == 0 for unit in units)
 
 
-def stopping_after(limit: int) -> Runner:
-    """A runner that is told to stop when so many units are done."""
-    stop, done = Stop(), []
-    stop.signals += not limit
+def interrupted_after(limit: int) -> Runner:
+    """A runner that is interrupted when so many units are done."""
 
     def run(write: Write, work: Work, units: Sequence[Unit], /) -> Iterator[Receipt]:
-        for receipt in one_by_one(write, work, units, stop):
-            done.append(receipt)
-            stop.signals += len(done) >= limit
-            yield receipt
+        yield from one_by_one(write, work, units[:limit])
+        raise KeyboardInterrupt
 
     return run
 
 
-def test_stopped_after_every_unit_and_resumed(run: str, tmp_path: Path) -> None:
+def test_interrupted_after_every_unit_and_resumed(run: str, tmp_path: Path) -> None:
     whole = do(run, tmp_path / "whole")
-    for stopped_after in range(whole.of):
-        to = tmp_path / f"to-{stopped_after}"
-        result = do(run, to, run=stopping_after(stopped_after))
-        assert (result.finished, result.units, result.of) == (False, stopped_after, 9)
+    for limit in range(whole.units):
+        to = tmp_path / f"to-{limit}"
+        with pytest.raises(KeyboardInterrupt):
+            do(run, to, run=interrupted_after(limit))
+        assert len(list(to.glob("_tokenmill/units/*.json"))) == limit
         assert not (to / "train.bin").exists()
         assert do(run, to) == whole
         assert files(to) == files(tmp_path / "whole")
@@ -84,11 +80,12 @@ def test_unit_that_died_before_its_receipt(run: str, tmp_path: Path) -> None:
 
 def test_killed_while_pieces_were_joined(run: str, tmp_path: Path) -> None:
     do(run, tmp_path / "whole")
-    do(run, tmp_path / "to", run=lambda write, work, units: map(write, [work] * 2, units[:2]))
+    with pytest.raises(KeyboardInterrupt):
+        do(run, tmp_path / "to", run=interrupted_after(2))
     for unit in plan(open_source(Storage(), run), FORMATS["bin"](), 6)[2:]:
         write_unit(Work(open_source(Storage(), run), FORMATS["bin"](), f"file://{tmp_path}/to"), unit)
     (tmp_path / "to" / "train.bin").write_bytes((tmp_path / "whole" / "train.bin").read_bytes())
-    assert do(run, tmp_path / "to").finished
+    assert do(run, tmp_path / "to").rows == 51
     assert files(tmp_path / "to") == files(tmp_path / "whole")
 
 

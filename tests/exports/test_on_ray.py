@@ -11,7 +11,6 @@ from pipeline.config import ClusterConfig
 from pipeline.errors import RunFailed, UsageError
 from pipeline.exports.job import ExportConfig, export
 from pipeline.exports.source import open_source
-from pipeline.signals import Stop
 from pipeline.storage import Storage
 from pipeline.tasks import Tasks
 from tests.support.token_runs import make_run
@@ -43,8 +42,8 @@ def complain(_common: None, number: int) -> int:
     return 1 // (4 - number)
 
 
-def tasks(stop: Stop | None = None, at_once: int | None = None) -> Tasks:
-    return Tasks(ClusterConfig(), at_once, stop or Stop())
+def tasks(at_once: int | None = None) -> Tasks:
+    return Tasks(ClusterConfig(), at_once)
 
 
 def test_tasks_whose_processes_die(tmp_path: Path) -> None:
@@ -59,17 +58,18 @@ def test_errors_of_tasks() -> None:
         list(tasks()(complain, None, [4]))
 
 
-def test_export_stopped_and_resumed(tmp_path: Path) -> None:
+def test_export_interrupted_and_resumed(tmp_path: Path) -> None:
     source = open_source(Storage(), make_run(tmp_path / "run", (10, 7), views=3, labelled=True))
-    config, stop = ExportConfig(format="rar", to=str(tmp_path / "to"), rows_per_file=6), Stop()
+    config = ExportConfig(format="rar", to=str(tmp_path / "to"), rows_per_file=6)
 
     def interrupt(done: int, _of: int) -> None:
-        stop.signals += done >= 3
+        if done == 3:
+            raise KeyboardInterrupt
 
-    first = export(source, config, tasks(stop, at_once=1), interrupt)
-    assert (first.finished, first.units, first.of) == (False, 3, 9)
-    whole = export(source, config, tasks())
-    assert (whole.finished, whole.rows) == (True, 51)
+    with pytest.raises(KeyboardInterrupt):
+        export(source, config, tasks(at_once=1), interrupt)
+    assert not (tmp_path / "to" / "pretokenized.jsonl").exists()
+    assert export(source, config, tasks()).rows == 51
     export(source, config.model_copy(update={"to": str(tmp_path / "here")}))
     name = "pretokenized.jsonl"
     assert (tmp_path / "to" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
