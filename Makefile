@@ -66,6 +66,12 @@ scale: setup
 bench-streaming: setup
 	$(BIN)/python -m tests.benchmarks.streaming
 
+# On a machine with a GPU, and nothing else within reach; `BENCH_GPU=--quick` for under 8 minutes.
+BENCH_GPU ?=
+.PHONY: bench-gpu
+bench-gpu:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) -m tests.benchmarks.gpu $(BENCH_GPU)
+
 bench-qa: setup
 	$(BIN)/python -m tests.benchmarks.qa
 

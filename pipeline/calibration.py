@@ -48,7 +48,7 @@ def _try(engine: Engine, images: Images, precision: Precision, exact: Indices) -
     before = engine.overflowed
     agreement = float((_encode_all(engine, images) == exact).mean())
     overflowed = engine.overflowed - before
-    return Trial(precision, agreement, _rate(engine, images, engine.batch_size), overflowed)
+    return Trial(precision, agreement, measure_rate(engine, images, engine.batch_size), overflowed)
 
 
 def agreement(engine: Engine, images: Images) -> float:
@@ -91,7 +91,7 @@ def sweep(engine: Engine, images: Images, batch_size: int | None, seconds: float
     engine.may_halve(False)  # here memory that is short must show
     while True:
         try:
-            rates[size] = _rate(engine, images, size)
+            rates[size] = measure_rate(engine, images, size)
         except torch.OutOfMemoryError:
             break
         flat = len(rates) > 1 and rates[size] < FLAT * rates[size // 2]
@@ -148,7 +148,7 @@ def _encode_all(engine: Engine, images: Images) -> Indices:
     return np.concatenate([engine.encode(images[i : i + size]) for i in range(0, len(images), size)])
 
 
-def _rate(engine: Engine, images: Images, size: int) -> float:
+def measure_rate(engine: Engine, images: Images, size: int) -> float:
     """Images/s on ready batches, the next one always submitted before the last one is waited for."""
     engine.set_batch_size(size)
     batch = np.resize(images, (size, *images.shape[1:]))

@@ -16,12 +16,11 @@ HALVES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 def arithmetic(device: torch.device, precision: Precision) -> Iterator[None]:
     """What runs inside may round float32 products to TF32 only if the precision says so; gradients are off.
 
-    The switch is process-wide: only the device's own thread works in here.
+    The switches are process-wide: only the device's own thread works in here. They have newer names too
+    (`fp32_precision`), but torch.compile reads these, and fails where the newer ones said something else (torch 2.13).
     """
     if device.type == "cuda":
-        kind = "tf32" if precision is Precision.TF32 else "ieee"
-        torch.backends.cuda.matmul.fp32_precision = kind
-        torch.backends.cudnn.conv.fp32_precision = kind  # type: ignore[attr-defined]
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision is Precision.TF32
     with torch.inference_mode():
         yield
 

@@ -118,7 +118,7 @@ def test_batch_grows_until_throughput_flattens_or_memory_is_short(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return found
 
-    monkeypatch.setattr("pipeline.calibration._rate", rate)
+    monkeypatch.setattr("pipeline.calibration.measure_rate", rate)
     engine = Sweepable()
     assert list(sweep(engine, images(1), None)) == tried
     assert (engine.batch_size, engine.halves) == (chosen, True)
@@ -128,7 +128,7 @@ def test_model_that_does_not_fit_at_all(monkeypatch: pytest.MonkeyPatch) -> None
     def rate(*_: object) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("pipeline.calibration._rate", rate)
+    monkeypatch.setattr("pipeline.calibration.measure_rate", rate)
     with pytest.raises(ModelError, match="batches of 8 images of 32 pixels do not fit"):
         sweep(Sweepable(), images(1), None)
 

@@ -22,4 +22,4 @@ def kernels_run_on(tensor: torch.Tensor) -> bool:
     It must lie on a CUDA device of a machine with Triton; gradients must be off, as kernels have no backward pass; and
     torch.compile must not be tracing, as it fuses the plain twins by itself.
     """
-    return tensor.is_cuda and not torch.is_grad_enabled() and _has_triton() and not torch.compiler.is_compiling()
+    return tensor.is_cuda and not torch.compiler.is_compiling() and not torch.is_grad_enabled() and _has_triton()
