@@ -41,9 +41,11 @@ def main(
     out.print(result.message)
     if summary:
         reasons = "".join(f", {count:,} {reason}" for reason, count in summary["rejects_by_reason"].items())
+        rules = "".join(f", {count:,} by {rule}" for rule, count in summary["filtered_by_rule"].items())
+        filtered = f" + {summary['filtered']:,} filtered{rules}" if rules else ""
         out.print(
             f"{summary['samples']:,} samples = {summary['tokenized']:,} tokenized + {summary['rejects']:,} rejected"
-            f"{reasons}; {summary['rows']:,} rows, {summary['bytes'] / 1e6:,.1f} MB in {config.output.url}"
+            f"{reasons}{filtered}; {summary['rows']:,} rows, {summary['bytes'] / 1e6:,.1f} MB in {config.output.url}"
         )
     out.print(f"{result.rates} ({clock(result.seconds)} in all)")
     if as_json:

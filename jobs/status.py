@@ -16,7 +16,10 @@ def main(output: Store, settings: Settings = None, as_json: AsJson = False) -> N
     out.print(
         f"shards    {shards['committed']:,} of {shards['total']:,} committed, {shards['quarantined']:,} quarantined"
     )
-    out.print(f"samples   {state['samples']:,} = {state['tokenized']:,} tokenized + {state['rejects']:,} rejected")
+    filtered = f" + {state['filtered']:,} filtered" if state["filtered"] else ""
+    out.print(
+        f"samples   {state['samples']:,} = {state['tokenized']:,} tokenized + {state['rejects']:,} rejected{filtered}"
+    )
     out.print(f"rows      {state['rows']:,} in {state['bytes'] / 1e6:,.1f} MB")
     out.print(f"tokens    {state['fingerprint']}")
     for failure in state["quarantined"]:

@@ -36,10 +36,12 @@ def main(
     for finding in result.findings:
         out.print(f"{finding.kind.value}: {finding.shard}: {finding.message}")
     samples = [account.samples for account in result.accounts if account.samples is not None]
-    rows, rejects = (sum(getattr(account, name) for account in result.accounts) for name in ("rows", "rejects"))
+    names = ("rows", "rejects", "filtered")
+    rows, rejects, filtered = (sum(getattr(account, name) for account in result.accounts) for name in names)
+    unwanted = f", {filtered:,} filtered" if filtered else ""
     recounted = f"{sum(samples):,} samples recounted, " if samples else ""
     verdict = "all accounted for, once" if result.ok else f"{len(result.findings):,} findings"
-    out.print(f"{len(result.accounts):,} shards: {recounted}{rows:,} rows, {rejects:,} rejects: {verdict}")
+    out.print(f"{len(result.accounts):,} shards: {recounted}{rows:,} rows, {rejects:,} rejects{unwanted}: {verdict}")
     if as_json:
         findings = [{"kind": f.kind.value, "shard": f.shard, "message": f.message} for f in result.findings]
         print_json(

@@ -19,7 +19,8 @@ _CARD = """---
 # Visual tokens
 
 {rows:,} rows of {height} x {width} tokens (codes 0 to {last_code}), made by Tokenmill from {shards:,} WebDataset
-shards. {samples:,} samples: {tokenized:,} tokenized, {rejects:,} rejected{why}. {megabytes:,.1f} MB of Parquet.
+shards. {samples:,} samples: {tokenized:,} tokenized, {rejects:,} rejected{why}{filtered}.
+{megabytes:,.1f} MB of Parquet.
 
 ## Columns
 
@@ -98,6 +99,7 @@ def dataset_card(
         samples=summary["samples"],
         tokenized=summary["tokenized"],
         rejects=summary["rejects"],
+        filtered=f", {summary['filtered']:,} not wanted (`select`)" if summary.get("filtered") else "",
         why="" if export else " (`rejects.parquet` says why)",
         whole="" if export else "`job.json` holds all of it, `manifest.parquet` every shard.",
         shards=summary["shards"]["committed"],

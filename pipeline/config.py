@@ -22,6 +22,7 @@ from pipeline.images import ImageConfig, describe
 from pipeline.messages import Calibration, Identity
 from pipeline.qa.config import QaConfig
 from pipeline.schedule import LimitsConfig
+from pipeline.select import SelectConfig
 from pipeline.shards.tar import TarLimits
 from pipeline.storage import Storage, StorageConfig
 from pipeline.tokens.schema import ColumnsConfig
@@ -96,6 +97,7 @@ class JobConfig(BaseModel):
     model: ModelConfig = ModelConfig()
     image: ImageConfig = ImageConfig()
     columns: ColumnsConfig = ColumnsConfig()
+    select: SelectConfig = SelectConfig()
     cluster: ClusterConfig = ClusterConfig()
     limits: LimitsConfig = LimitsConfig()
     tar: TarLimits = TarLimits()
@@ -185,7 +187,8 @@ def job_document(
         model=found.model,
         image={**describe(config.image, config.seed), "resampler": found.resampler},
         precision=precision.value + (_COMPILED if config.model.compile else ""),
-        columns=config.columns.model_dump(),
+        columns=config.columns.describe(),
+        select=found.select,
     )
     return {
         "tokenmill": version("tokenmill"),
@@ -256,6 +259,9 @@ def _with_absolute_paths(config: JobConfig) -> JobConfig:
         changes["output"] = config.output.model_copy(update={"url": canonical(config.output.url)})
     if config.qa.baseline:
         changes["qa"] = config.qa.model_copy(update={"baseline": canonical(config.qa.baseline)})
+    lists = {name: canonical(url) for name in ("keys", "without_keys") if (url := getattr(config.select, name))}
+    if lists:
+        changes["select"] = config.select.model_copy(update=lists)
     path = local_path(config.model.path) if config.model.path else None
     if path is not None and (path.exists() or config.model.path.startswith((".", "~"))):  # else it may be a hub id
         changes["model"] = config.model.model_copy(update={"path": str(path)})

@@ -13,7 +13,7 @@
     ├── AlreadyExists           a create-if-absent met an object: somebody committed first
     └── RunFailed               stop, exit 1: the run cannot go on
 
-A bad *sample* is not an error of the run: it is a `Reject`, a value.
+A bad *sample* is not an error of the run: it is a `Reject`, a value. One that the user does not want is `Filtered`.
 """
 
 from dataclasses import dataclass
@@ -122,3 +122,14 @@ class Reject:
     stage: Stage
     reason: str
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Filtered:
+    """A sample that the user's choice (`select`) leaves out.
+
+    Attributes:
+        rule: the first rule that it breaks, as in the configuration; accounts are grouped by it.
+    """
+
+    rule: str

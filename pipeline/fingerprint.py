@@ -8,7 +8,13 @@ from pipeline.tokens.schema import SCHEMA_VERSION, canonical_json
 
 
 def identity(
-    *, weights: str, model: Mapping[str, Any], image: Mapping[str, Any], precision: str, columns: Mapping[str, Any]
+    *,
+    weights: str,
+    model: Mapping[str, Any],
+    image: Mapping[str, Any],
+    precision: str,
+    columns: Mapping[str, Any],
+    select: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What goes into the fingerprint, readable.
 
@@ -18,6 +24,7 @@ def identity(
         image: recipe and decode policy with every parameter.
         precision: arithmetic of the encoder.
         columns: which sidecars are stored.
+        select: which samples are wanted; empty for all.
     """
     return {
         "schema": SCHEMA_VERSION,
@@ -26,6 +33,7 @@ def identity(
         "image": dict(image),
         "precision": precision,
         "columns": dict(columns),
+        **({"select": dict(select)} if select else {}),
     }
 
 

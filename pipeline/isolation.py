@@ -16,26 +16,41 @@ from contextlib import closing
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 
-from pipeline.errors import Reject, Stage
-from pipeline.images import Draw, ImageConfig, Prepared, configure_pillow, find_image, prepare
+from pipeline.errors import Filtered, Reject, Stage
+from pipeline.images import Draw, ImageConfig, Prepared, configure_pillow, find_image, prepare_wanted
+from pipeline.select import SelectConfig
 
 CRASHED = "crashed"
 READY = "ready"
 START_SECONDS = 60.0  # of the child: imports, on a busy machine
 
 
-def prepare_sample(key: str, members: Mapping[str, bytes], image: ImageConfig, seed: int) -> Prepared | Reject:
-    """The views of a sample's image, in this process."""
+Outcome = Prepared | Reject | Filtered
+
+
+def prepare_sample(
+    key: str, members: Mapping[str, bytes], image: ImageConfig, seed: int = 0, select: SelectConfig | None = None
+) -> Outcome:
+    """The views of a sample's image, in this process.
+
+    Args:
+        key: of the sample.
+        members: content by extension.
+        image: recipe and limits.
+        seed: of random recipes.
+        select: sizes that are not wanted; None: all are.
+    """
     data = find_image(members)
-    return data if isinstance(data, Reject) else prepare(data, image, Draw(seed, key))
+    if isinstance(data, Reject):
+        return data
+    return prepare_wanted(data, image, Draw(seed, key), (select or SelectConfig()).size_rule)
 
 
 class IsolatedDecoder:
     """Prepares samples one at a time in a child process. Thread-safe.
 
     Args:
-        image: recipe and limits.
-        seed: of random recipes.
+        image, seed, select: see `prepare_sample`.
         seconds: a sample that takes longer is rejected.
         memory_bytes: address space of the child.
 
@@ -43,21 +58,21 @@ class IsolatedDecoder:
         OSError: on a call, if no child can be started; no sample is blamed for that.
     """
 
-    def __init__(self, image: ImageConfig, seed: int, seconds: float, memory_bytes: int) -> None:
-        self._image, self._seed, self._seconds, self._memory_bytes = image, seed, seconds, memory_bytes
+    def __init__(self, image: ImageConfig, seed: int, select: SelectConfig, seconds: float, memory_bytes: int) -> None:
+        self._how, self._seconds, self._memory_bytes = (image, seed, select), seconds, memory_bytes
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
-    def __call__(self, key: str, members: Mapping[str, bytes]) -> Prepared | Reject:
+    def __call__(self, key: str, members: Mapping[str, bytes]) -> Outcome:
         """The sample's views, or why there are none."""
         with self._lock:
             pipe = self._pipe or self._start()
             try:
-                pipe.send((key, dict(members), self._image, self._seed))
+                pipe.send((key, dict(members), *self._how))
                 if not pipe.poll(self._seconds):
                     return self._bury(f"no answer within {self._seconds:g} s")
-                answer: Prepared | Reject = pipe.recv()
+                answer: Outcome = pipe.recv()
             except (EOFError, OSError):
                 return self._bury(None)
             return answer

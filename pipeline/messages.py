@@ -1,6 +1,6 @@
 """What actors tell the driver. Plain values, so that the driver needs neither torch nor a model to read them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.commit import Outcome
 from pipeline.encoding import Precision, Trial
@@ -21,12 +21,14 @@ class Identity:
         model: the model's configuration.
         spec: codebook size and grid of the tokens.
         resampler: what resamples the images (`pipeline.images.resampler`).
+        select: which samples are wanted, lists by their content; empty for all.
     """
 
     weights: str
     model: dict[str, object]
     spec: TokenSpec
     resampler: str
+    select: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class ShardReport:
     Attributes:
         counts: its accounts.
         outcome: whether this attempt or another one published the part.
-        filled: the optional columns (`caption`, `label`, `meta`) that have a value in some row.
+        filled: the columns of `columns` (caption, label, meta, more) that have a value in some row.
         qa: what a look at the part found; None if QA is off.
     """
 

@@ -114,7 +114,7 @@ class Monitor:
 
     def committed(self, report: ShardReport) -> None:
         """A shard is done."""
-        self.samples += report.counts.samples
+        self.samples += report.counts.wanted
         self.rejects += report.counts.rejects
         self.rows += report.counts.rows
         self.filled |= report.filled
@@ -134,8 +134,11 @@ class Monitor:
 
     def empty_columns(self, columns: ColumnsConfig) -> list[str]:
         """The columns that the user named and no row of this run has a value in, as `columns.caption=txt`."""
-        asked = [(name, getattr(columns, name)) for name in sorted(columns.model_fields_set - self.filled)]
-        return [f"columns.{name}={member}" for name, member in asked if member and self.rows]
+        asked = {name: getattr(columns, name) for name in sorted(columns.model_fields_set - {"fields"})}
+        asked.update(columns.fields)
+        return [
+            f"columns.{name}={asked[name]}" for name in asked if asked[name] and name not in self.filled and self.rows
+        ]
 
     def reject_fraction(self) -> float | None:
         """The share of samples rejected, None while too few were seen to judge."""
@@ -218,7 +221,8 @@ def verdict(
     """
     shards = summary["shards"]
     done = f"{shards['committed']:,} of {shards['total']:,} shards are committed"
-    fraction = summary["rejects"] / summary["samples"] if summary["samples"] else 0.0
+    wanted = summary["samples"] - summary.get("filtered", 0)
+    fraction = summary["rejects"] / wanted if wanted else 0.0
     if fraction > max_reject_fraction:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["rejects_by_reason"].items())
         gate = gate or (

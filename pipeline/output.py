@@ -227,13 +227,14 @@ class Output:
         Raises:
             FingerprintMismatch: a part was made another way, or for another shard.
         """
-        totals, reasons, warnings = Counter[str](), Counter[str](), Counter[str]()
+        totals, reasons, rules, warnings = (Counter[str]() for _ in range(4))
         with closing(self.footers(parts)) as footers:
             for number, (blob, footer) in enumerate(zip(parts, footers, strict=True), 1):
                 _check_part(blob, footer, fingerprint)
                 totals.update(asdict(footer.counts))
                 warnings.update(footer.warnings)
                 reasons.update(rejected.reject.reason for rejected in footer.rejects)
+                rules.update({rule: len(indices) for rule, indices in footer.filtered.items()})
                 if rejects is not None and footer.rejects:
                     rows = [_reject_row(footer, rejected) for rejected in footer.rejects]
                     rejects.write_table(pa.Table.from_pylist(rows, REJECT_SCHEMA))
@@ -241,7 +242,8 @@ class Output:
                     on_part(number, len(parts))
         return {
             "parts": len(parts),
-            **{name: totals[name] for name in ("samples", "tokenized", "rows", "rejects")},
+            **{name: totals[name] for name in ("samples", "tokenized", "rows", "rejects", "filtered")},
+            "filtered_by_rule": dict(rules.most_common()),
             "rejects_by_reason": dict(reasons.most_common()),
             "warnings": dict(warnings),
             "bytes": sum(blob.size for blob in parts),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pipeline.config import JobConfig
 from pipeline.errors import ShardError, StorageError, UsageError
 from pipeline.messages import Calibration
+from pipeline.select import Selection
 from pipeline.shards.manifest import Shard, freeze
 from pipeline.shards.tar import TarReader
 from pipeline.storage import Storage
@@ -90,21 +91,24 @@ def plan(config: JobConfig, probes: int = 2) -> Plan:
 
 
 def _probe(storage: Storage, probed: list[Shard], config: JobConfig) -> tuple[int, int, int]:
-    """Samples, bytes of their texts, and bytes of the shards that could be read."""
+    """Samples that are wanted (unless by their size), bytes of their texts, and of the shards that could be read."""
     samples = text_bytes = read = 0
     stored = {config.columns.caption, config.columns.meta}
+    selection = Selection.load(config.select, config.columns.meta, storage)
     for shard in probed:
         try:
             blob = shard.blob()
             with storage.stream(blob) as stream:
                 for sample in TarReader(stream, url=shard.url, size=blob.size, limits=config.tar):
+                    if selection.verdict(sample.key, sample.members):
+                        continue
                     samples += 1
                     text_bytes += sum(len(data) for name, data in sample.members.items() if name in stored)
             read += blob.size
         except (ShardError, StorageError):
             continue  # the run will name it; the forecast rests on the others
     if not samples:
-        raise UsageError(f"no samples could be read in {', '.join(shard.url for shard in probed)}")
+        raise UsageError(f"no samples could be read, or none is wanted, in {', '.join(shard.url for shard in probed)}")
     return samples, text_bytes, read
 
 

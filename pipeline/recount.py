@@ -89,6 +89,7 @@ class Counts(BaseModel):
     tokenized: Count
     rows: Count
     rejects: Count
+    filtered: Count = 0
 
 
 class Footer(BaseModel):
@@ -101,6 +102,8 @@ class Footer(BaseModel):
     counts: Counts
     rejects: str
     rejects_bytes: NonNegativeInt = Field(le=MAX_REJECTS_BYTES)
+    filtered: str = ""
+    filtered_bytes: NonNegativeInt = Field(0, le=MAX_REJECTS_BYTES)
 
 
 class Rejected(NamedTuple):
@@ -114,6 +117,7 @@ class Rejected(NamedTuple):
 
 
 REJECTS = TypeAdapter(list[Rejected])
+FILTERED = TypeAdapter(dict[str, list[Count]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +143,11 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part as it was read."""
+    """A part as it was read; `filtered` are the sample indices that its footer says were not wanted."""
 
     footer: Footer
     rejects: list[Rejected]
+    filtered: Integers
     rows: Rows
 
 
@@ -178,7 +183,7 @@ def _part(file: pq.ParquetFile) -> Part:
         raise PartDamaged(f"its schema must be {SCHEMA}, got {footer.version}; was it written by another version?")
     _check_columns(file.schema_arrow, footer.spec)
     rows = _joined([_rows(batch, footer) for batch in file.iter_batches(BATCH_ROWS)])
-    return Part(footer, _rejects(footer), rows)
+    return Part(footer, _rejects(footer), _filtered(footer), rows)
 
 
 def _check_columns(schema: pa.Schema, spec: Spec) -> None:
@@ -235,11 +240,20 @@ def _joined(batches: list[Rows]) -> Rows:
 
 
 def _rejects(footer: Footer) -> list[Rejected]:
-    if not footer.rejects:
-        return []
-    packed = base64.b64decode(footer.rejects, validate=True)
-    document = pa.decompress(packed, footer.rejects_bytes, codec="zstd", asbytes=True)
-    return REJECTS.validate_json(document)
+    return REJECTS.validate_json(_unpacked(footer.rejects, footer.rejects_bytes)) if footer.rejects else []
+
+
+def _filtered(footer: Footer) -> Integers:
+    if not footer.filtered:
+        return np.empty(0, np.int64)
+    by_rule = FILTERED.validate_json(_unpacked(footer.filtered, footer.filtered_bytes))
+    return np.array([index for indices in by_rule.values() for index in indices], np.int64)
+
+
+def _unpacked(text: str, size: int) -> bytes:
+    """JSON of `size` bytes from zstd in base64."""
+    document: bytes = pa.decompress(base64.b64decode(text, validate=True), size, codec="zstd", asbytes=True)
+    return document
 
 
 # --- source shards ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ Everything is bounded: read-ahead by the storage, samples in decoding by `DECODE
 """
 
 import threading
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.commit import Outcome, commit
 from pipeline.engine import Encoding, Engine, Images
-from pipeline.errors import Cancelled, Reject
+from pipeline.errors import Cancelled, Filtered, Reject
 from pipeline.images import ImageConfig, Prepared, View
 from pipeline.messages import ShardReport
 from pipeline.meter import Meter, Part
@@ -28,16 +28,16 @@ from pipeline.qa.inspect import inspect_shard
 from pipeline.qa.networks import Networks
 from pipeline.qa.sampling import Sampler
 from pipeline.scratch import draft_folder
+from pipeline.select import Selection
 from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import Sample, TarLimits, TarReader
+from pipeline.sidecars import Sidecars, read_sidecars
 from pipeline.storage import ByteStream, Storage
 from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter, RejectedSample, Row
 from pipeline.tokens.writer import OutputConfig, PartWriter
 from pipeline.urls import join
 
 DECODE_BUDGET = 256 << 20  # bytes of one shard's samples, encoded and decoded, between tar and device
-SIDECARS = ("caption", "label", "meta")  # columns that are null where a sample lacks the member
-LARGEST_LABEL = (1 << 63) - 1
 BATCHES_IN_FLIGHT = 2  # one on the device, one waiting for it
 
 
@@ -53,11 +53,12 @@ class Line:
     columns: ColumnsConfig
     output: OutputConfig
     fingerprint: str
-    decode: Callable[[str, Mapping[str, bytes]], Prepared | Reject]
+    decode: Callable[[str, Mapping[str, bytes]], Prepared | Reject | Filtered]
     tar: TarLimits = field(default_factory=TarLimits)
     scratch: Path | None = None
     qa: QaConfig = field(default_factory=QaConfig)
     networks: Networks = field(default_factory=Networks)
+    selection: Selection = field(default_factory=Selection)
 
 
 class Attempt:
@@ -91,11 +92,13 @@ class _Accounts:
     tokenized: int = 0
     rows: int = 0
     rejects: list[RejectedSample] = field(default_factory=list)
+    filtered: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     warnings: Counter[str] = field(default_factory=Counter)
     filled: set[str] = field(default_factory=set)
 
     def counts(self) -> Counts:
-        return Counts(self.samples, self.tokenized, self.rows, len(self.rejects))
+        filtered = sum(map(len, self.filtered.values()))
+        return Counts(self.samples, self.tokenized, self.rows, len(self.rejects), filtered)
 
 
 def tokenize_shard(shard: Shard, line: Line, attempt: Attempt | None = None, *, replace: bool = False) -> ShardReport:
@@ -148,6 +151,7 @@ def _draft(
             spec=line.engine.spec,
             counts=accounts.counts(),
             rejects=accounts.rejects,
+            filtered=accounts.filtered,
             warnings=dict(accounts.warnings),
         )
         with line.meter.busy(Part.WRITE):
@@ -187,7 +191,7 @@ class _Watched:
 
 
 def _views(shard: Shard, line: Line, accounts: _Accounts, attempt: Attempt) -> Iterator[tuple[Row, View]]:
-    """Every view of every good sample, in tar order; bad samples go to the accounts."""
+    """Every view of every good sample, in tar order; bad and unwanted samples go to the accounts."""
     blob = shard.blob()
     with line.storage.stream(blob) as stream:
         reader = TarReader(_Watched(stream, attempt), url=shard.url, size=blob.size, limits=line.tar)
@@ -205,11 +209,13 @@ def _views(shard: Shard, line: Line, accounts: _Accounts, attempt: Attempt) -> I
             if isinstance(prepared, Reject):
                 accounts.rejects.append(RejectedSample(_key(sample), sample.index, prepared))
                 continue
+            if isinstance(prepared, Filtered):
+                accounts.filtered[prepared.rule].append(sample.index)
+                continue
             accounts.tokenized += 1
-            for view in prepared.views:
-                row = _row(sample, prepared, view, line.columns, accounts.warnings)
-                accounts.filled.update(name for name in SIDECARS if getattr(row, name) is not None)
-                yield row, view
+            sidecars = read_sidecars(sample.members, line.columns, accounts.warnings)
+            accounts.filled |= sidecars.filled(line.columns)
+            yield from ((_row(sample, prepared, view, sidecars), view) for view in prepared.views)
         accounts.warnings.update(reader.stats.warnings)
         accounts.warnings.update({f"skipped_{kind}": count for kind, count in reader.stats.skipped.items()})
 
@@ -227,9 +233,10 @@ def _fetched(reader: TarReader, meter: Meter) -> Iterator[Sample]:
         yield sample
 
 
-def _prepare(sample: Sample, line: Line) -> Prepared | Reject:
+def _prepare(sample: Sample, line: Line) -> Prepared | Reject | Filtered:
+    key = _key(sample)
     with line.meter.busy(Part.DECODE):
-        return line.decode(_key(sample), sample.members)
+        return line.selection.verdict(key, sample.members) or line.decode(key, sample.members)
 
 
 def _weight(sample: Sample, image: ImageConfig) -> int:
@@ -262,7 +269,7 @@ def _batches(views: Iterator[tuple[Row, View]], engine: Engine) -> Iterator[tupl
         yield rows, images[: len(rows)]
 
 
-def _row(sample: Sample, prepared: Prepared, view: View, columns: ColumnsConfig, warnings: Counter[str]) -> Row:
+def _row(sample: Sample, prepared: Prepared, view: View, sidecars: Sidecars) -> Row:
     return Row(
         key=_key(sample),
         sample_index=sample.index,
@@ -271,37 +278,13 @@ def _row(sample: Sample, prepared: Prepared, view: View, columns: ColumnsConfig,
         width=prepared.width,
         crop=view.crop,
         flip=view.flip,
-        caption=_text(sample, columns.caption, "caption", warnings),
-        label=_label(sample, columns.label, warnings),
-        meta=_text(sample, columns.meta, "meta", warnings),
+        caption=sidecars.caption,
+        label=sidecars.label,
+        meta=sidecars.meta,
+        fields=sidecars.fields,
     )
 
 
 def _key(sample: Sample) -> str:
     """The key as valid UTF-8: bytes that are not are spelled `\\xff`, as neither Parquet nor JSON could hold them."""
     return sample.key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _text(sample: Sample, extension: str | None, column: str, warnings: Counter[str]) -> str | None:
-    data = sample.members.get(extension) if extension else None
-    if data is None:
-        return None
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        warnings[f"{column}_not_utf8"] += 1
-        return data.decode(errors="replace")
-
-
-def _label(sample: Sample, extension: str | None, warnings: Counter[str]) -> int | None:
-    data = sample.members.get(extension) if extension else None
-    if data is None:
-        return None
-    try:
-        label = int(data)
-    except ValueError:
-        label = LARGEST_LABEL + 1
-    if abs(label) <= LARGEST_LABEL:
-        return label
-    warnings["label_not_int64"] += 1
-    return None

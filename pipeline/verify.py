@@ -74,6 +74,7 @@ class Account:
         samples: recounted from the source; None if that was not read, or could not be.
         rows: in its part; 0 if there is no readable part.
         rejects: likewise.
+        filtered: samples that the user did not want, likewise.
     """
 
     shard: str
@@ -81,6 +82,7 @@ class Account:
     samples: int | None
     rows: int = 0
     rejects: int = 0
+    filtered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,8 @@ class _Check:
         if part is None:
             faults = [(FindingKind.MISSING_PART, self._why_missing(shard, samples, faults))]
         elif isinstance(part, Part):
-            account = replace(account, rows=len(part.rows.index), rejects=len(part.rejects))
+            rows, rejects, filtered = len(part.rows.index), len(part.rejects), len(part.filtered)
+            account = replace(account, rows=rows, rejects=rejects, filtered=filtered)
             faults = [*faults, *_compare(part, shard, self.run, keys)]
         else:
             faults = [*faults, part]
@@ -289,23 +292,25 @@ def _compare(part: Part, shard: _Shard, run: _Run, keys: list[str] | None) -> It
 
 
 def _samples(part: Part, keys: list[str] | None) -> Iterator[Fault]:
-    """Whether rows and rejects together are every sample, once."""
+    """Whether rows, rejects and what was not wanted are together every sample, once."""
     index, view = part.rows.index, part.rows.view
-    rejected = _rejected(part)
-    tokenized, present = np.unique(index), np.union1d(index, rejected)
-    found = Counts(samples=len(present), tokenized=len(tokenized), rows=len(index), rejects=len(rejected))
+    rejected, left_out = _rejected(part), part.filtered
+    tokenized, present = np.unique(index), np.unique(np.concatenate([index, rejected, left_out]))
+    found = Counts(
+        samples=len(present), tokenized=len(tokenized), rows=len(index), rejects=len(rejected), filtered=len(left_out)
+    )
     if found != part.footer.counts:
         yield FindingKind.UNBALANCED, f"its footer counts {part.footer.counts}, it holds {found}"
     samples = part.footer.counts.samples if keys is None else len(keys)
     if (missing := _gaps(present, samples)).count:
-        yield FindingKind.MISSING_SAMPLES, f"neither row nor reject: {missing}"
+        yield FindingKind.MISSING_SAMPLES, f"neither row nor reject nor filtered: {missing}"
     if (unknown := _runs(present[present >= samples])).count:
         yield FindingKind.UNKNOWN_SAMPLES, f"beyond the {samples:,} samples of the shard: {unknown}"
     span = view.max(initial=0) + 1
     pairs, times = np.unique(index * span + view, return_counts=True)
-    twice = [pairs[times > 1] // span, _repeats(rejected), np.intersect1d(index, rejected)]
-    if (double := _runs(np.concatenate(twice))).count:
-        yield FindingKind.DUPLICATE_SAMPLES, f"more than once a row or a reject: {double}"
+    elsewhere = _repeats(np.concatenate([tokenized, rejected, left_out]))
+    if (double := _runs(np.concatenate([pairs[times > 1] // span, elsewhere]))).count:
+        yield FindingKind.DUPLICATE_SAMPLES, f"more than once a row, a reject or filtered: {double}"
     views = np.unique(pairs // span, return_counts=True)[1]
     if (short := _runs(tokenized[views < span])).count:
         yield FindingKind.MISSING_VIEWS, f"fewer than {span} views: {short}"

@@ -33,6 +33,7 @@ from pipeline.qa.golden import Golden, golden_agreement, golden_of
 from pipeline.qa.networks import Networks, load_networks
 from pipeline.schedule import Failure, Kind
 from pipeline.scratch import draft_folder, remove_abandoned
+from pipeline.select import Selection
 from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import TarReader
 from pipeline.storage import Storage
@@ -67,6 +68,7 @@ class Worker:
         self._digest = ""
         self._golden: list[Golden] = []
         self._networks = Networks()
+        self._selection = Selection()
         self._attempts: dict[tuple[str, int], Attempt] = {}
 
     def load(self) -> Identity:
@@ -101,10 +103,13 @@ class Worker:
         if self._job.qa.samples_per_shard:
             self._networks = load_networks(self._job.qa, self._engine.device, self._job.image.size)
         self._digest = digest
+        self._selection = Selection.load(self._job.select, self._job.columns.meta, self._storage)
         profile = model.config.model_dump()
         if config.value_range is not ValueRange.SIGNED:
             profile["value_range"] = config.value_range.value
-        return Identity(digest, profile, self._engine.spec, resampler(self._job.image.decode))
+        return Identity(
+            digest, profile, self._engine.spec, resampler(self._job.image.decode), self._selection.describe()
+        )
 
     def measure(
         self, shards: list[Shard], batch_size: int | None, precision: Precision | None = None
@@ -165,11 +170,12 @@ class Worker:
             columns=job.columns,
             output=job.output,
             fingerprint=fingerprint,
-            decode=partial(prepare_sample, image=job.image, seed=job.seed),
+            decode=partial(prepare_sample, image=job.image, seed=job.seed, select=job.select),
             tar=job.tar,
             scratch=job.cluster.scratch,
             qa=job.qa,
             networks=self._networks,
+            selection=self._selection,
         )
         return golden_agreement(engine, self._golden) if self._golden else None
 
@@ -182,7 +188,8 @@ class Worker:
             if not task.careful:
                 return tokenize_shard(task.shard, line, attempt, replace=task.replace)
             limits = self._job.limits
-            isolated = IsolatedDecoder(self._job.image, self._job.seed, limits.sample_seconds, limits.sample_bytes)
+            job = self._job
+            isolated = IsolatedDecoder(job.image, job.seed, job.select, limits.sample_seconds, limits.sample_bytes)
             with closing(isolated) as decode:
                 return tokenize_shard(task.shard, replace(line, decode=decode), attempt, replace=task.replace)
         except Exception as error:  # noqa: BLE001 - whose fault it is, the driver decides from the value

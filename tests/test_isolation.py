@@ -7,9 +7,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.errors import Reject
+from pipeline.errors import Filtered, Reject
 from pipeline.images import ImageConfig, Prepared
 from pipeline.isolation import IsolatedDecoder, prepare_sample
+from pipeline.select import SelectConfig
 from tests.support.corpora import sample
 
 IMAGE = ImageConfig(size=32)
@@ -34,13 +35,13 @@ def poisoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Isolat
         "pipeline.images.find_image = find_image\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parent.parent}")
-    decoder = IsolatedDecoder(IMAGE, 0, seconds=3.0, memory_bytes=4 << 30)
+    decoder = IsolatedDecoder(IMAGE, 0, SelectConfig(), seconds=3.0, memory_bytes=4 << 30)
     yield decoder
     decoder.close()
 
 
 def test_pixels_are_those_of_this_process() -> None:
-    decoder = IsolatedDecoder(IMAGE, 0, seconds=30.0, memory_bytes=4 << 30)
+    decoder = IsolatedDecoder(IMAGE, 0, SelectConfig(), seconds=30.0, memory_bytes=4 << 30)
     for index in range(3):
         isolated, here = decoder("k", sample(0, index)), prepare_sample("k", sample(0, index), IMAGE, 0)
         assert isinstance(isolated, Prepared)
@@ -75,7 +76,13 @@ def test_bad_image_is_an_ordinary_reject(poisoned: IsolatedDecoder) -> None:
     assert answer.reason == "not_image"
 
 
+def test_image_of_an_unwanted_size_is_filtered() -> None:
+    decoder = IsolatedDecoder(IMAGE, 0, SelectConfig(min_side=500), seconds=30.0, memory_bytes=4 << 30)
+    assert decoder("k", sample(0, 0)) == Filtered("min_side 500")
+    decoder.close()
+
+
 def test_child_that_cannot_start_blames_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(OSError, match="does not start"):
-        IsolatedDecoder(IMAGE, 0, seconds=3.0, memory_bytes=4 << 30)("k", sample(0, 0))
+        IsolatedDecoder(IMAGE, 0, SelectConfig(), seconds=3.0, memory_bytes=4 << 30)("k", sample(0, 0))

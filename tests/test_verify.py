@@ -259,7 +259,7 @@ def test_uncounted_loss_shows_in_the_source_only(run: FinishedRun) -> None:
     assert kinds(run, source=False) == []
     (finding,) = verified(run).findings
     assert finding.shard == f"file://{run.source()}"
-    assert "neither row nor reject: 1 of its samples (sample_index 5)" in finding.message
+    assert "neither row nor reject nor filtered: 1 of its samples (sample_index 5)" in finding.message
     assert str(run.part()) in finding.message
 
 

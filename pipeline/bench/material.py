@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 
 from pipeline.engine import Images, Indices
-from pipeline.errors import Reject, ShardError, StorageError, UsageError
+from pipeline.errors import ShardError, StorageError, UsageError
 from pipeline.images import Prepared, View
 from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import Sample, TarReader
@@ -82,7 +82,7 @@ def gather(line: Line, shards: Sequence[Shard]) -> Material:
             problems.append(str(error))
             continue
         prepared = [line.decode(sample.key, sample.members) for sample in samples[:BATCH_IMAGES]]
-        good = [(sample, p) for sample, p in zip(samples, prepared, strict=False) if not isinstance(p, Reject)]
+        good = [(sample, p) for sample, p in zip(samples, prepared, strict=False) if isinstance(p, Prepared)]
         if good:
             return _material(line, shard, kept, samples, held, good)
         problems.append(f"{shard.url}: no image in its first {len(prepared)} samples")

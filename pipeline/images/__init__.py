@@ -7,7 +7,7 @@ from pipeline.images.config import ImageConfig
 from pipeline.images.decode import configure_pillow
 from pipeline.images.identity import describe, resampler
 from pipeline.images.members import find_image
-from pipeline.images.pixels import Prepared, prepare
+from pipeline.images.pixels import Prepared, prepare, prepare_wanted
 from pipeline.images.reasons import Reason
 from pipeline.images.recipes import RECIPES
 from pipeline.images.views import Draw, View
@@ -23,5 +23,6 @@ __all__ = [
     "describe",
     "find_image",
     "prepare",
+    "prepare_wanted",
     "resampler",
 ]

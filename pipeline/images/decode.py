@@ -38,8 +38,10 @@ from PIL.WebPImagePlugin import WebPImageFile
 from pipeline.images.config import ImageConfig
 from pipeline.images.jpeg import agrees, load_jpeg
 from pipeline.images.pictures import Picture, picture_of
-from pipeline.images.reasons import BadImage, Reason
+from pipeline.images.reasons import BadImage, Reason, Unwanted
 from pipeline.images.sniff import Format, JpegHeader, check_structure, read_jpeg, sniff
+
+SizeRule = Callable[[int, int], str | None]
 
 _PLUGINS: Final[Mapping[Format, Callable[[BytesIO], ImageFile.ImageFile]]] = MappingProxyType(
     {
@@ -101,11 +103,17 @@ def configure_pillow() -> None:
     agrees()
 
 
-def decode(data: bytes, config: ImageConfig) -> Picture:
+def decode(data: bytes, config: ImageConfig, size_rule: SizeRule | None = None) -> Picture:
     """An upright RGB picture, to be resampled as `config.decode` says.
+
+    Args:
+        data: the file.
+        config: mode and limits.
+        size_rule: the rule that an image of some width and height breaks; asked before the pixels are decoded.
 
     Raises:
         BadImage: with every reason but `no_image` and `internal`.
+        Unwanted: it breaks a rule.
         Exception: for a bug, or when memory runs out.
     """
     assert not ImageFile.LOAD_TRUNCATED_IMAGES, "Pillow is set to show truncated files whole; pixels would be made up"
@@ -120,7 +128,7 @@ def decode(data: bytes, config: ImageConfig) -> Picture:
     else:
         check_structure(form, data)
     try:
-        return _load(form, data, config)
+        return _load(form, data, config, size_rule)
     except _BOMB as error:
         raise BadImage(Reason.TOO_LARGE, str(error)) from error
     except _DAMAGE as error:
@@ -152,11 +160,13 @@ def _check_limits(width: int, height: int, config: ImageConfig) -> None:
         raise BadImage(Reason.TOO_SMALL, f"{width} x {height} pixels; {limit}")
 
 
-def _load(form: Format, data: bytes, config: ImageConfig) -> Picture:
+def _load(form: Format, data: bytes, config: ImageConfig, size_rule: SizeRule | None) -> Picture:
     image = _PLUGINS[form](BytesIO(data))  # reads the header alone
     _check_limits(*image.size, config)
     _check_kind(image)
     source = image.size
+    if size_rule and (broken := size_rule(*source)):
+        raise Unwanted(broken)
     if isinstance(image, JpegImageFile):
         if config.decode == "fast":
             image.draft(image.mode, (config.size, config.size))

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from pipeline.errors import Reject, Stage
+from pipeline.errors import Filtered, Reject, Stage
 
 DETAIL_LENGTH = 200  # characters: the cap that `Reject.detail` promises
 
@@ -31,6 +31,18 @@ class BadImage(Exception):
     def __init__(self, reason: Reason, detail: str, stage: Stage = Stage.DECODE) -> None:
         super().__init__(detail)
         self.reject = reject(stage, reason, detail)
+
+
+class Unwanted(Exception):
+    """The user does not want an image of this size; never leaves the room.
+
+    Attributes:
+        filtered: the value to hand to the caller.
+    """
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(rule)
+        self.filtered = Filtered(rule)
 
 
 def reject(stage: Stage, reason: Reason, detail: str) -> Reject:

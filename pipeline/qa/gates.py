@@ -171,7 +171,7 @@ def _range(report: QaReport, config: QaConfig) -> Finding | None:
 
 
 def _rejects(report: QaReport, config: QaConfig) -> Finding | None:
-    rejects, samples, limit = report.counts.rejects, report.counts.samples, config.max_shard_reject_fraction
+    rejects, samples, limit = report.counts.rejects, report.counts.wanted, config.max_shard_reject_fraction
     reasons = ", ".join(f"{count} {reason}" for reason, count in report.rejects_by_reason.items())
     text = f"{rejects} of {samples} samples were rejected: {reasons} (qa.max_shard_reject_fraction)"
     return _most(Gate.REJECTS, report, _fraction(rejects, samples), limit, text)

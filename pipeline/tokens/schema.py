@@ -6,20 +6,80 @@ in source pixels, and what came along with the image. Indices are raw: no BOS, n
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from enum import StrEnum
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipeline.errors import Reject, Stage
 
 SCHEMA_VERSION = 1
 FOOTER_KEY = b"tokenmill"
 MAX_UINT16_CODES = 1 << 16
+RESERVED_COLUMNS: Final = frozenset(
+    (
+        *("key", "shard", "sample_index", "view", "tokens", "grid_height", "grid_width"),
+        *("height", "width", "crop", "flip", "caption", "label", "meta"),
+    )
+)
+
+
+class FieldKind(StrEnum):
+    """Types that a column of the user's can have."""
+
+    INT = "int"
+    FLOAT = "float"
+    BOOL = "bool"
+    STRING = "string"
+    JSON = "json"  # any value, as its text
+
+
+_ARROW: Final = {
+    FieldKind.INT: pa.int64(),
+    FieldKind.FLOAT: pa.float64(),
+    FieldKind.BOOL: pa.bool_(),
+    FieldKind.STRING: pa.string(),
+    FieldKind.JSON: pa.string(),
+}
+_SOURCE: Final = re.compile(r"\s*(?:meta\.(?P<path>[^\s:]+)|(?P<member>[^\s:]+))\s*:\s*(?P<kind>\w+)\s*")
+_NAME: Final = re.compile(r"[a-z_][a-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSource:
+    """Where a column of the user's comes from.
+
+    Attributes:
+        path: of a field of the JSON sidecar, from the outside in; empty for a member.
+        member: extension of a member; empty for a field.
+        kind: the column's type.
+    """
+
+    path: tuple[str, ...]
+    member: str
+    kind: FieldKind
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `meta.aesthetic: float` or `ocr.txt: string`.
+
+        Raises:
+            ValueError: it is not of that form.
+        """
+        match = _SOURCE.fullmatch(text)
+        if match is None or match["kind"] not in list(FieldKind):
+            kinds = ", ".join(FieldKind)
+            raise ValueError(f"must be `meta.NAME: TYPE` or `EXTENSION: TYPE`, the type one of {kinds}; got {text!r}")
+        kind = FieldKind(match["kind"])
+        if match["member"] and kind is FieldKind.BOOL:
+            raise ValueError(f"a member must be int, float, string or json, got {text!r}")
+        return cls(tuple((match["path"] or "").split(".")) if match["path"] else (), match["member"] or "", kind)
 
 
 class ColumnsConfig(BaseModel):
@@ -30,6 +90,28 @@ class ColumnsConfig(BaseModel):
     caption: str | None = Field("txt", description="extension of the member that holds the caption, UTF-8")
     label: str | None = Field("cls", description="extension of the member that holds a class number")
     meta: str | None = Field("json", description="extension of the member that is stored whole as JSON text")
+    fields: dict[str, str] = Field(
+        {},
+        description="more columns by name: `meta.aesthetic: float` for a field of the JSON sidecar, `ocr.txt: string` "
+        "for a member; int, float, bool, string or json",
+    )
+
+    @field_validator("fields")
+    @classmethod
+    def _readable(cls, fields: dict[str, str]) -> dict[str, str]:
+        for name, text in fields.items():
+            if not _NAME.fullmatch(name) or name in RESERVED_COLUMNS:
+                raise ValueError(f"columns.fields: must be a new name of a-z, 0-9 and _, got {name!r}")
+            FieldSource.parse(text)
+        return dict(sorted(fields.items()))  # the order of the columns is no choice
+
+    def source(self, name: str) -> FieldSource:
+        """Where a column of `fields` comes from."""
+        return FieldSource.parse(self.fields[name])
+
+    def describe(self) -> dict[str, Any]:
+        """For the fingerprint."""
+        return self.model_dump(exclude=set() if self.fields else {"fields"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +151,7 @@ class Row:
     caption: str | None
     label: int | None
     meta: str | None
+    fields: tuple[Any, ...] = ()
 
 
 def arrow_schema(spec: TokenSpec, columns: ColumnsConfig) -> pa.Schema:
@@ -88,6 +171,7 @@ def arrow_schema(spec: TokenSpec, columns: ColumnsConfig) -> pa.Schema:
     ]
     optional = {"caption": pa.string(), "label": pa.int64(), "meta": pa.string()}
     fields += [pa.field(name, kind) for name, kind in optional.items() if getattr(columns, name) is not None]
+    fields += [pa.field(name, _ARROW[columns.source(name).kind]) for name in columns.fields]
     return pa.schema(fields)
 
 
@@ -120,6 +204,7 @@ def to_arrow(
         "grid_height": np.full(count, spec.grid_height, np.uint16),
         "grid_width": np.full(count, spec.grid_width, np.uint16),
         "crop": pa.FixedSizeListArray.from_arrays(pa.array(crops), 4),
+        **{name: [row.fields[number] for row in rows] for number, name in enumerate(columns.fields)},
     }
     arrays = [
         pa.array(values[f.name] if f.name in values else [getattr(row, f.name) for row in rows], f.type) for f in schema
@@ -141,16 +226,25 @@ class RejectedSample:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The accounts of one shard: `samples == tokenized + rejects`; `rows` counts views, so `rows >= tokenized`."""
+    """The accounts of one shard: `samples == tokenized + rejects + filtered`.
+
+    `rows` counts views, so `rows >= tokenized`; `filtered` are the samples that the user did not want.
+    """
 
     samples: int
     tokenized: int
     rows: int
     rejects: int
+    filtered: int = 0
+
+    @property
+    def wanted(self) -> int:
+        """The samples that were not filtered out."""
+        return self.samples - self.filtered
 
     def balanced(self) -> bool:
         """Whether every sample is accounted for exactly once."""
-        return self.samples == self.tokenized + self.rejects
+        return self.samples == self.tokenized + self.rejects + self.filtered
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +257,7 @@ class PartFooter:
         spec: codebook size and grid of the tokens.
         counts: the accounts.
         rejects: every rejected sample, in tar order.
+        filtered: the indices of the samples that the user did not want, ascending, by the rule that they break.
         warnings: how often something odd but harmless was met, by name.
     """
 
@@ -172,13 +267,14 @@ class PartFooter:
     counts: Counts
     rejects: Sequence[RejectedSample] = ()
     warnings: Mapping[str, int] = field(default_factory=dict)
+    filtered: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
-        """Canonical JSON; the rejects as zstd-compressed JSON in base64 under `rejects`."""
+        """Canonical JSON; `rejects` and `filtered` are zstd-compressed JSON in base64."""
         rejects = [
             [r.key, r.sample_index, r.reject.stage.value, r.reject.reason, r.reject.detail] for r in self.rejects
         ]
-        packed = pa.compress(canonical_json(rejects), codec="zstd", asbytes=True) if rejects else b""
+        filtered = {rule: list(indices) for rule, indices in sorted(self.filtered.items())}
         document = {
             "schema": SCHEMA_VERSION,
             "fingerprint": self.fingerprint,
@@ -186,8 +282,8 @@ class PartFooter:
             "spec": asdict(self.spec),
             "counts": asdict(self.counts),
             "warnings": dict(sorted(self.warnings.items())),
-            "rejects": base64.b64encode(packed).decode(),
-            "rejects_bytes": len(canonical_json(rejects)) if rejects else 0,
+            **_packed("rejects", rejects),
+            **_packed("filtered", filtered),
         }
         return canonical_json(document)
 
@@ -201,11 +297,7 @@ class PartFooter:
         document = json.loads(data)
         if document.get("schema") != SCHEMA_VERSION:
             raise ValueError(f"footer schema must be {SCHEMA_VERSION}, got {document.get('schema')!r}")
-        size = document["rejects_bytes"]
-        rejects: list[list[Any]] = []
-        if size:
-            packed = base64.b64decode(document["rejects"])
-            rejects = json.loads(pa.decompress(packed, decompressed_size=size, codec="zstd", asbytes=True))
+        rejects: list[list[Any]] = _unpacked("rejects", document) or []
         return cls(
             fingerprint=document["fingerprint"],
             shard=document["shard"],
@@ -215,7 +307,25 @@ class PartFooter:
                 RejectedSample(k, i, Reject(Stage(s), reason, detail)) for k, i, s, reason, detail in rejects
             ),
             warnings=document["warnings"],
+            filtered=_unpacked("filtered", document) or {},
         )
+
+
+def _packed(name: str, value: Any) -> dict[str, Any]:
+    """An entry of the footer, compressed, and how many bytes it has when it is not."""
+    plain = canonical_json(value) if value else b""
+    packed = pa.compress(plain, codec="zstd", asbytes=True) if value else b""
+    return {name: base64.b64encode(packed).decode(), f"{name}_bytes": len(plain)}
+
+
+def _unpacked(name: str, document: Mapping[str, Any]) -> Any:
+    """What `_packed` made; None if it was empty, or the footer is older than the entry."""
+    size = document.get(f"{name}_bytes", 0)
+    if not size:
+        return None
+    return json.loads(
+        pa.decompress(base64.b64decode(document[name]), decompressed_size=size, codec="zstd", asbytes=True)
+    )
 
 
 def canonical_json(value: object) -> bytes:

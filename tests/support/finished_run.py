@@ -74,14 +74,14 @@ class FinishedRun:
         table = pa.Table.from_pylist(draft.rows, file.schema_arrow.with_metadata(draft.metadata()))
         pq.write_table(table, self.part(), write_page_checksum=True)
 
-    def build(self, model: Path, **image: object) -> None:
-        """Write the shards, tokenize them with these options of images, describe the run."""
+    def build(self, model: Path, **options: object) -> None:
+        """Write the shards, tokenize them on a line with these options, describe the run."""
         self.shards.mkdir()
         write_tar(self.source("a.tar"), members_of_a())
         write_tar(self.source("b.tar.gz"), [(f"folder/b{i}.jpg", jpeg(9 + i)) for i in range(4)])
         write_tar(self.source("c.tar"), [])
         shards = freeze(Storage(), [str(self.shards)])
-        with production_line(model, str(self.output), fingerprint=FINGERPRINT, **image) as line:
+        with production_line(model, str(self.output), fingerprint=FINGERPRINT, **options) as line:
             for shard in shards:
                 tokenize_shard(shard, line)
             job = {"fingerprint": FINGERPRINT, "spec": asdict(line.engine.spec)}

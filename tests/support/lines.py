@@ -10,6 +10,7 @@ from pipeline.images import ImageConfig
 from pipeline.isolation import prepare_sample
 from pipeline.meter import Meter
 from pipeline.model import VQModel
+from pipeline.select import SelectConfig, Selection
 from pipeline.storage import Storage
 from pipeline.tokenize_shard import Line
 from pipeline.tokens.schema import ColumnsConfig
@@ -25,6 +26,8 @@ def production_line(
     batch_size: int = 4,
     fingerprint: str = "f" * 64,
     size: int = 32,
+    columns: ColumnsConfig | None = None,
+    select: SelectConfig | None = None,
     **image_options: object,
 ) -> Iterator[Line]:
     """A line on the CPU for images of `size` pixels."""
@@ -37,9 +40,10 @@ def production_line(
             decoders=decoders,
             meter=meter,
             image=image,
-            columns=ColumnsConfig(),
+            columns=columns or ColumnsConfig(),
             output=OutputConfig(url=output, row_group_rows=8),
             fingerprint=fingerprint,
-            decode=lambda key, members: prepare_sample(key, members, image, seed=0),
+            decode=lambda key, members: prepare_sample(key, members, image, seed=0, select=select),
+            selection=Selection.load(select or SelectConfig(), "json", Storage()),
         )
     engine.close()

@@ -257,7 +257,7 @@ def outliers(run: Run, total: npt.NDArray[np.int64]) -> list[ShardLine]:
 def _line(record: ShardRecord, total: npt.NDArray[np.int64], is_accused: bool) -> ShardLine:
     report = record.report
     counts, own = report.counts, report.histogram.astype(np.int64)
-    rows, samples, others = max(1, counts.rows), max(1, counts.samples), total - own
+    rows, samples, others = max(1, counts.rows), max(1, counts.wanted), total - own
     split, comparable = report.split_divergence, bool(own.any() and others.any())
     return ShardLine(
         id=record.id,

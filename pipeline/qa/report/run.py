@@ -27,7 +27,7 @@ READ_THREADS = 16
 POSITION_PARTS, POSITION_ROWS = 16, 256  # parts, and rows of each, whose tokens are read
 MAX_POSITION_TOKENS = 1 << 23
 
-SUMS = ("samples", "tokenized", "rows", "rejects", "bytes")
+SUMS = ("samples", "tokenized", "rows", "rejects", "filtered", "bytes")
 
 OnRead = Callable[[int, int], None]  # (files read, files in all)
 

@@ -1,0 +1,190 @@
+"""Which samples become tokens: the user's own choice, by keys, by fields of the JSON sidecar, by size.
+
+A sample that is not chosen is neither a row nor a reject, but it is in the accounts, with the rule that left it out.
+Rules are asked from the cheapest to the dearest: keys and fields before the image is looked at, sizes at its header.
+"""
+
+import hashlib
+import json
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Final, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from pipeline.errors import Filtered, NotFound, UsageError
+from pipeline.storage import Storage
+
+_CONDITION: Final = re.compile(r"\s*meta((?:\.[^.\s<>=!]+)+)\s*(==|!=|<=|>=|<|>)\s*(.+?)\s*", re.DOTALL)
+_ORDER: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A field of the JSON sidecar compared with a value.
+
+    Attributes:
+        path: of the field, from the outside in.
+        comparison: `==`, `!=`, `<`, `<=`, `>` or `>=`.
+        value: of JSON.
+    """
+
+    path: tuple[str, ...]
+    comparison: str
+    value: Any
+
+    def holds(self, document: Any) -> bool:
+        """Whether a document has the field, and its value compares so; numbers and texts never compare with others."""
+        found = field_of(document, self.path)
+        if found is None or _kind(found) is not _kind(self.value):
+            return False
+        if self.comparison in _ORDER:
+            return _kind(found) in (float, str) and _ORDER[self.comparison](found, self.value)
+        return bool(found == self.value) == (self.comparison == "==")
+
+
+@lru_cache
+def parse_condition(text: str) -> Condition:
+    """Read `meta.aesthetic > 5`: a path below `meta`, a comparison, and a value in JSON.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    match = _CONDITION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"a condition must be like `meta.aesthetic > 5`, got {text!r}")
+    path, comparison, literal = match.groups()
+    try:
+        value = json.loads(literal)
+    except ValueError as error:
+        raise ValueError(f"the value of a condition must be JSON (texts in double quotes), got {literal}") from error
+    if comparison in _ORDER and _kind(value) not in (float, str):
+        raise ValueError(f"{comparison} must be followed by a number or a text, got {literal}")
+    return Condition(tuple(path[1:].split(".")), comparison, value)
+
+
+def field_of(document: Any, path: tuple[str, ...]) -> Any:
+    """The value at a path of a JSON document; None if there is none."""
+    for name in path:
+        document = document.get(name) if isinstance(document, dict) else None
+    return document
+
+
+def parse_sidecar(data: bytes | None) -> Any:
+    """A JSON sidecar; None if there is none, or it is no JSON."""
+    try:
+        return json.loads(data) if data is not None else None
+    except ValueError:
+        return None
+
+
+def _kind(value: Any) -> type:
+    return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
+
+
+class SelectConfig(BaseModel):
+    """Which samples to tokenize. Sizes are those of the source; a sample must keep every rule."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_side: int | None = Field(None, ge=1, description="at least so high and so wide (pixels)")
+    min_pixels: int | None = Field(None, ge=1, description="height x width at least (pixels)")
+    max_pixels: int | None = Field(None, ge=1, description="height x width at most (pixels)")
+    max_aspect: float | None = Field(None, ge=1, description="longer side over shorter side at most (ratio)")
+    where: tuple[str, ...] = Field(
+        (), description="conditions on the JSON sidecar, like `meta.aesthetic > 5`; a missing field fails its condition"
+    )
+    keys: str | None = Field(None, description="file or URL with one key per line: these samples alone")
+    without_keys: str | None = Field(None, description="file or URL with one key per line: all samples but these")
+
+    @field_validator("where", mode="before")
+    @classmethod
+    def _one_or_several(cls, where: Any) -> Any:
+        return (where,) if isinstance(where, str) else where
+
+    @field_validator("where")
+    @classmethod
+    def _readable(cls, where: tuple[str, ...]) -> tuple[str, ...]:
+        for text in where:
+            parse_condition(text)
+        return where
+
+    def size_rule(self, width: int, height: int) -> str | None:
+        """The rule that an image of this size breaks, in a few words; None if it keeps all. Turning changes nothing."""
+        pixels, short, long = width * height, min(width, height), max(width, height)
+        broken = {
+            "min_side": self.min_side is not None and short < self.min_side,
+            "min_pixels": self.min_pixels is not None and pixels < self.min_pixels,
+            "max_pixels": self.max_pixels is not None and pixels > self.max_pixels,
+            "max_aspect": self.max_aspect is not None and long > self.max_aspect * short,
+        }
+        return next((f"{name} {getattr(self, name):g}" for name, is_broken in broken.items() if is_broken), None)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The choice, with its lists read.
+
+    Attributes:
+        config: the rules.
+        sidecar: extension of the JSON member that `meta` stands for.
+        keys: the only ones wanted; None: all.
+        without: the ones not wanted.
+        lists: sha256 of each list, by the name of its option.
+    """
+
+    config: SelectConfig = field(default_factory=SelectConfig)
+    sidecar: str = "json"
+    keys: frozenset[str] | None = None
+    without: frozenset[str] = frozenset()
+    lists: Mapping[str, str] | None = None
+
+    @classmethod
+    def load(cls, config: SelectConfig, sidecar: str | None, storage: Storage) -> Self:
+        """Read the lists of keys.
+
+        Raises:
+            UsageError: a list is not there, or is not UTF-8.
+        """
+        read = {
+            name: _read_keys(storage, name, url) for name in ("keys", "without_keys") if (url := getattr(config, name))
+        }
+        keys, without = (read[name][0] if name in read else None for name in ("keys", "without_keys"))
+        hashes = {name: digest for name, (_, digest) in read.items()}
+        return cls(config, sidecar or "json", keys, without or frozenset(), hashes)
+
+    def verdict(self, key: str, members: Mapping[str, bytes]) -> Filtered | None:
+        """Why a sample is left out, as far as can be told without looking at its image."""
+        if self.keys is not None and key not in self.keys:
+            return Filtered("keys")
+        if key in self.without:
+            return Filtered("without_keys")
+        if self.config.where:
+            document = parse_sidecar(members.get(self.sidecar))
+            for text in self.config.where:
+                if not parse_condition(text).holds(document):
+                    return Filtered(f"where {text}")
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """For the fingerprint: the rules that are set, lists by their content; empty if every sample is wanted."""
+        rules = self.config.model_dump(mode="json", exclude_defaults=True)
+        return {**rules, **(self.lists or {})}
+
+
+def _read_keys(storage: Storage, name: str, url: str) -> tuple[frozenset[str], str]:
+    """The keys of a list, and the hash of its bytes."""
+    try:
+        data = storage.read(url)
+        keys = frozenset(filter(None, data.decode().splitlines()))
+    except (NotFound, ValueError) as error:
+        raise UsageError(f"select.{name} must be a text file with one key per line, got {url}: {error}") from error
+    return keys, hashlib.sha256(data).hexdigest()
