@@ -32,6 +32,9 @@ _KINDS: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     ("L", {"quality": 85}),
 )
 _TRIAL_SIZE: Final = (61, 43)
+# A file without an end marker near its end is cut off: Pillow tells without decoding all that its header claims.
+_END: Final = b"\xff\xd9"
+_TAIL_BYTES: Final = 1024
 
 
 def load_jpeg(image: JpegImageFile, data: bytes) -> Image.Image:
@@ -47,7 +50,7 @@ def load_jpeg(image: JpegImageFile, data: bytes) -> Image.Image:
     Raises:
         OSError: as Pillow, for a damaged file.
     """
-    if image.mode in ("RGB", "L") and agrees():
+    if image.mode in ("RGB", "L") and _END in data[-_TAIL_BYTES:] and agrees():
         with suppress(ValueError):  # a flaw, or a kind that only Pillow knows: it judges
             return _by_simplejpeg(data, image.size)
     image.load()

@@ -1,7 +1,8 @@
 """An actor that follows a script instead of doing work: it publishes tiny real parts, dies, hangs or fails on demand.
 
 The script is `script.json` beside OUTPUT: shard stem (or `load`, `measure`, `start`) -> list of deeds, one for each
-attempt; when the list is used up, the deed is `ok`. With a key `quiet` attempts are not counted, and parts hold one row.
+attempt; when the list is used up, the deed is `ok`. With a key `quiet` attempts are not counted, and parts hold one
+row.
 """
 
 import json

@@ -95,8 +95,8 @@ def make_run(
     """
     out, how = Output(Storage(), str(output)), Made(**made)
     config = JobConfig(shards=["x"], model=model, output=out.url, image={"size": 8 * how.spec.grid_height})
-    found = Identity(weights, {"latent_channels": 4}, how.spec, Precision.EXACT, "pillow-13")
-    job = job_document(config, found, None, 8)
+    found = Identity(weights, {"latent_channels": 4}, how.spec, "pillow-13")
+    job = job_document(config, found, None, Precision.EXACT, 8)
     out.claim(json.loads(json.dumps(job)))
     urls = [f"s3://corpus/{number:05}.tar" for number in range(len(samples))]
     shards = [Shard(shard_id(url), url, 1000, "etag") for url in urls]
