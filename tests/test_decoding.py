@@ -9,7 +9,7 @@ import torch
 import webdataset as wds
 from PIL import Image
 
-from pipeline.decoding import DecodeConfig, decode
+from pipeline.decoding import DecodeConfig, choose, decode
 from pipeline.errors import ModelError, UsageError
 from pipeline.exports.source import Source, open_source
 from pipeline.model import VQModel, weights_hash
@@ -52,11 +52,11 @@ def test_rows_of_keys_as_files(source: Source, tiny_model: Path, tmp_path: Path,
 
 
 def test_rows_by_lot(source: Source, tmp_path: Path) -> None:
-    for seed, name in ((0, "a"), (0, "b"), (1, "c")):
-        assert decode(source, DecodeConfig(to=str(tmp_path / name), sample=9, seed=seed)) == 9
-    names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in "abc"]
-    assert names[0] == names[1] != names[2]
-    assert decode(source, DecodeConfig(to=str(tmp_path / "all"), sample=1000)) == 34
+    lots = [choose(source, DecodeConfig(to="x", sample=9, seed=seed)).tolist() for seed in (0, 0, 1)]
+    assert lots[0] == lots[1] != lots[2]
+    assert all(sorted(set(lot)) == lot and len(lot) == 9 for lot in lots)
+    assert choose(source, DecodeConfig(to="x", sample=1000)).tolist() == list(range(34))
+    assert decode(source, DecodeConfig(to=str(tmp_path), sample=3)) == len(list(tmp_path.iterdir())) == 3
 
 
 def test_webdataset(source: Source, tiny_model: Path, tmp_path: Path) -> None:
