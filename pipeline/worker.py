@@ -67,6 +67,7 @@ class Worker:
         self._line: Line | None = None
         self._digest = ""
         self._golden: list[Golden] = []
+        self._golden_of_model = 1.0
         self._networks = Networks()
         self._selection = Selection()
         self._attempts: dict[tuple[str, int], Attempt] = {}
@@ -88,7 +89,8 @@ class Worker:
         if config.sha256 and config.sha256 != digest:
             raise ModelError(f"{config.path}: the weights' hash must be {config.sha256}, got {digest}")
         if self._job.qa.samples_per_shard and self._job.qa.min_golden_agreement is not None:
-            self._golden = golden_of(model, self._storage, config.path, config.subfolder, self._job.image.size)
+            source = config.path, config.subfolder
+            self._golden, self._golden_of_model = golden_of(model, self._storage, *source, self._job.image.size)
         self._engine = Engine(
             model,
             device=self._device,
@@ -149,7 +151,7 @@ class Worker:
         )
 
     def start(self, fingerprint: str, batch_size: int, precision: Precision) -> float | None:
-        """Get ready for shards; returns the device's agreement on the golden images, if that is asked for.
+        """Get ready for shards; returns the agreement of device and model on the golden images, if that is asked for.
 
         Raises:
             UsageError: nothing can be written on this node's scratch disk.
@@ -177,7 +179,7 @@ class Worker:
             networks=self._networks,
             selection=self._selection,
         )
-        return golden_agreement(engine, self._golden) if self._golden else None
+        return min(golden_agreement(engine, self._golden), self._golden_of_model) if self._golden else None
 
     def tokenize(self, task: Task) -> ShardReport | Failure:
         """One attempt at one shard."""

@@ -2,7 +2,8 @@
 
 Known from MODEL/golden.parquet, which was written with the model: then a wrong checkpoint shows as well. Where there is
 none, from the model itself, computed in float32 on the CPU along another way than the engine's: then a broken device,
-changed preprocessing or reckless arithmetic show.
+changed preprocessing or reckless arithmetic show. An engine takes images of one size: where those that the model brings
+are of another, both ways are gone, the model's own images on the CPU.
 """
 
 import io
@@ -67,8 +68,10 @@ class Golden:
     grid: Indices
 
 
-def golden_of(model: VQModel, storage: Storage, source: str, subfolder: str | None, size: int) -> list[Golden]:
-    """The golden images that a model brings, else some of its own making.
+def golden_of(
+    model: VQModel, storage: Storage, source: str, subfolder: str | None, size: int
+) -> tuple[list[Golden], float]:
+    """Golden images for every device, and what the model itself makes of those that it brings.
 
     Args:
         model: in float32 on the CPU: before an engine takes it.
@@ -77,11 +80,19 @@ def golden_of(model: VQModel, storage: Storage, source: str, subfolder: str | No
         subfolder: inside it.
         size: of the run's images (pixels).
 
+    Returns:
+        Golden images of about `size`; the fraction of their tokens that the model gives for brought ones of another
+        size, in float32 on the CPU (1.0 if there are none).
+
     Raises:
-        ModelError: the model brings a damaged file.
+        ModelError: the model brings a damaged file, or that of another model.
     """
     fitting = max(1, size // model.downsample) * model.downsample  # any other is refused by the engine, in its words
-    return read_golden(storage, source, subfolder) or make_golden(model, procedural_pictures(fitting))
+    brought = read_golden(storage, source, subfolder) or []
+    if brought and all(_side(one) == fitting for one in brought):
+        return brought, 1.0
+    made = make_golden(model, procedural_pictures(fitting))
+    return made, golden_agreement(_Plain(model), brought) if brought else 1.0
 
 
 def make_golden(model: VQModel, pictures: Mapping[str, npt.NDArray[np.uint8]]) -> list[Golden]:
@@ -164,6 +175,18 @@ def golden_agreement(encoder: Encoder, golden: Sequence[Golden], prepare: Prepar
     return float((found == expected).mean())
 
 
+class _Plain:
+    """The model as an encoder, for images of any size."""
+
+    batch_size = 1
+
+    def __init__(self, model: VQModel) -> None:
+        self._model = model
+
+    def encode(self, images: Images, /) -> Indices:
+        return np.stack([_reference(self._model, image) for image in images])
+
+
 def _reference(model: VQModel, pixels: npt.NDArray[np.uint8]) -> Indices:
     """Tokens by way of floating images in [-1, 1], one at a time: independent of the engine and its normalisation."""
     image = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
@@ -172,12 +195,15 @@ def _reference(model: VQModel, pixels: npt.NDArray[np.uint8]) -> Indices:
 
 
 def _pixels(golden: Golden, prepare: Prepare) -> npt.NDArray[np.uint8]:
-    with Image.open(io.BytesIO(golden.image)) as picture:
-        size = picture.width
-    prepared = prepare(golden.image, ImageConfig(size=size))
+    prepared = prepare(golden.image, ImageConfig(size=_side(golden)))
     if isinstance(prepared, Reject):
         raise ModelError(f"the golden image {golden.key} cannot be decoded: {prepared.reason} ({prepared.detail})")
     return prepared.views[0].pixels
+
+
+def _side(golden: Golden) -> int:
+    with Image.open(io.BytesIO(golden.image)) as picture:
+        return picture.width
 
 
 def _picture(size: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:

@@ -36,11 +36,26 @@ def golden() -> list[Golden]:
     return make_golden(VQModel.from_pretrained(DEMO_MODEL), procedural_pictures(64))
 
 
-def test_demo_model_brings_its_golden_images() -> None:
-    shipped = read_golden(Storage(), str(DEMO_MODEL))
+@pytest.mark.parametrize(("size", "brought"), [(128, True), (64, False)])
+def test_demo_model_brings_its_golden_images(size: int, brought: bool) -> None:
+    """Whatever the size of the run: a device gets images of that size, others are held against the model itself."""
+    model, shipped = VQModel.from_pretrained(DEMO_MODEL), read_golden(Storage(), str(DEMO_MODEL))
     assert shipped
-    engine = Engine(VQModel.from_pretrained(DEMO_MODEL), image_size=256)
-    assert not fails(golden_agreement(engine, shipped))
+    found, of_model = golden_of(model, Storage(), str(DEMO_MODEL), None, size)
+    assert {one.grid.shape for one in found} == {(size // 8, size // 8)}
+    assert ([one.image for one in found] == [one.image for one in shipped]) is brought
+    engine = Engine(model, image_size=size)
+    assert not fails(min(golden_agreement(engine, found), of_model))
+    engine.close()
+
+
+def test_wrong_checkpoint_shows_in_a_run_of_another_size() -> None:
+    wrong = VQModel.from_pretrained(DEMO_MODEL)
+    wrong.quantize.embedding.weight.data = wrong.quantize.embedding.weight.data.roll(1, 0)
+    found, of_model = golden_of(wrong, Storage(), str(DEMO_MODEL), None, 64)
+    assert fails(of_model)
+    engine = Engine(wrong, image_size=64)
+    assert not fails(golden_agreement(engine, found)), "the device does what the model says"
     engine.close()
 
 
@@ -129,12 +144,11 @@ def test_golden_images_come_back_from_the_models_folder(golden: list[Golden], tm
 
 def test_golden_images_of_a_model_are_its_own_or_made(golden: list[Golden], tmp_path: Path) -> None:
     model, size = VQModel.from_pretrained(DEMO_MODEL), 37  # rounded to the model's grid
-    made = golden_of(model, Storage(), str(tmp_path), None, size)
-    assert [one.grid.shape for one in made] == [(4, 4)] * 4
+    made, of_model = golden_of(model, Storage(), str(tmp_path), None, size)
+    assert ([one.grid.shape for one in made], of_model) == ([(4, 4)] * 4, 1.0)
     write_golden(tmp_path, golden[:2])
-    assert [one.key for one in golden_of(model, Storage(), str(tmp_path), None, size)] == [
-        one.key for one in golden[:2]
-    ]
+    brought, of_model = golden_of(model, Storage(), str(tmp_path), None, 64)
+    assert ([one.key for one in brought], of_model) == ([one.key for one in golden[:2]], 1.0)
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1PAR1", b"<html>" * 99])
