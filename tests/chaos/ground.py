@@ -3,7 +3,6 @@
 import os
 import random
 import secrets
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from tests.support.checker import Watcher, digests, problems
 from tests.support.commands import actors_of, environment, start, tokenmill, wait_until
 from tests.support.faults import Faults
 from tests.support.hosts import HEAD
+from tests.support.servers import free_ports
 
 STRETCH = 0.02  # seconds per sample: a run then takes seconds, and a kill hits the middle of the work
 LONGEST = 240  # seconds that any single run may take
@@ -47,20 +47,24 @@ class Cluster(Protocol):
 
 
 class OneNode:
-    """A Ray cluster of one node on loopback."""
+    """A Ray cluster of one node on loopback.
 
-    def __init__(self, folder: Path, faults: Faults) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+    Attributes:
+        dashboard: URL of its dashboard, if it has one.
+    """
+
+    def __init__(self, folder: Path, faults: Faults, *, dashboard: bool = False) -> None:
+        port, page = free_ports(2)
         self.address = f"127.0.0.1:{port}"
+        self.dashboard = f"http://127.0.0.1:{page}" if dashboard else None
         self.environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
-        command += ["--node-ip-address=127.0.0.1", "--num-cpus=16", "--include-dashboard=false"]
+        command += ["--node-ip-address=127.0.0.1", "--num-cpus=16", f"--include-dashboard={str(dashboard).lower()}"]
+        command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={page}"]
         command += [f"--object-store-memory={100 << 20}", f"--temp-dir={folder}"]
         log = folder / "head.log"
         with log.open("w") as sink:

@@ -2,9 +2,11 @@
 
 import base64
 import io
+import json
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +55,14 @@ for space in (None, b"fun", b"session", b"job", b"package"):
     for key in store.internal_kv_keys(b"", space):
         sys.stdout.buffer.write(key + b" " + (store.internal_kv_get(key, space) or b""))
 """
+# What its dashboard shows to people and gives to programs, of everything that is or was.
+TABLES = ("actors", "tasks", "workers", "nodes", "jobs", "objects", "placement_groups", "runtime_envs")
+PAGES = (
+    *(f"/api/v0/{table}?detail=1&limit=10000" for table in TABLES),
+    *(f"/api/v0/{table}/summarize" for table in ("actors", "tasks", "objects")),
+    *("/api/v0/tasks/timeline", "/api/v0/cluster_metadata", "/api/jobs/", "/api/cluster_status", "/logical/actors"),
+    *("/nodes?view=summary", "/events", "/api/component_activities"),
+)
 
 
 def spellings(secret: str) -> set[bytes]:
@@ -171,20 +181,37 @@ def told_by(cluster: OneNode) -> bytes:
     return subprocess.run(command, capture_output=True, check=True, env=environment(**cluster.environment)).stdout
 
 
+def shown_by(cluster: OneNode) -> dict[str, bytes]:
+    """Every page of the cluster's dashboard, those of its nodes too."""
+    token = {"Authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"}
+
+    def page(path: str) -> bytes:
+        with urllib.request.urlopen(urllib.request.Request(f"{cluster.dashboard}{path}", headers=token)) as answer:
+            return answer.read()
+
+    nodes = json.loads(page("/nodes?view=summary"))["data"]["summary"]
+    return {path: page(path) for path in (*PAGES, *(f"/nodes/{node['raylet']['nodeId']}" for node in nodes))}
+
+
 @pytest.mark.system
 def test_secrets_of_a_cluster_that_has_its_own(ground: Ground) -> None:
     """Its workers find the keys in their own environment: none is in a task's arguments, Ray's tables or its logs."""
-    cluster = OneNode(ground.folder, Given({**ground.server.environment, "PYTHONPATH": f"{ground.folder}/site"}))
+    given = Given({**ground.server.environment, "PYTHONPATH": f"{ground.folder}/site"})
+    cluster = OneNode(ground.folder, given, dashboard=True)
     try:
         flags = ["--set", f"cluster.address={cluster.address}", "--set", "cluster.actors=1"]
         code = ground.run(*flags, **cluster.environment, KEEP_PICKLES=str(ground.folder))
         (ground.folder / "told").write_bytes(told := told_by(cluster))
+        (ground.folder / "shown").write_bytes(b"\n".join((shown := shown_by(cluster)).values()))
     finally:
         cluster.stop()
     assert code == 0, ground.said()[-3000:]
     pickles = [path.read_bytes() for path in ground.folder.glob("pickle-*")]
     assert any(b"JobConfig" in data and b"StorageConfig" in data for data in pickles), "the arguments of an actor"
     assert b"RemoteWorker" in told
+    assert b"RemoteWorker" in shown["/logical/actors"]
+    assert all(b"RemoteWorker" in shown[f"/api/v0/{table}?detail=1&limit=10000"] for table in ("actors", "tasks"))
+    assert b"image.size=32" in shown["/api/jobs/"], "the command line of the driver"
     everything = dict(ground.everything())
     assert any("/logs/raylet" in name for name in everything)
     assert any("/logs/gcs_server" in name for name in everything)
