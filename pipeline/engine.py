@@ -111,8 +111,9 @@ class Engine:
         self.spec = TokenSpec(model.codebook_size, side, side)
         self.meter = meter or Meter()
         self.overflowed = 0
-        self._compiled = compiled
         self._model = model.to(memory_format=torch.channels_last).to(self.device).eval()  # type: ignore[call-overload]
+        self._arithmetic: tuple[Precision, bool] | None = None
+        self._exact = Forward(self._model, Precision.EXACT)
         self._cuda: CudaLine | None = None
         enter: Callable[[], None] = _keep_freed_memory
         if self.device.type == "cuda":
@@ -121,19 +122,20 @@ class Engine:
             gpu.synchronize()  # the model came by another stream than the lane's
         self._lane = ThreadPoolExecutor(1, "device", _enter_lane, (threads or torch.get_num_threads(), enter))
         self.batch_size = batch_size
-        self.set_precision(precision)
+        self.set_precision(precision, compiled=compiled)
 
-    def set_precision(self, precision: Precision) -> None:
-        """Encode with this arithmetic from now on.
+    def set_precision(self, precision: Precision, *, compiled: bool = False) -> None:
+        """Encode with this arithmetic from now on, through torch.compile if so asked.
 
         Raises:
             ModelError: the device does not have it.
         """
         if self.device.type == "cpu" and precision is Precision.TF32:
             raise ModelError("precision tf32 needs a CUDA device; use exact on a CPU")
-        self.precision = precision
-        self._forward = self.lend(lambda: Forward(self._model, precision, compiled=self._compiled))
-        self._exact = self.lend(lambda: Forward(self._model, Precision.EXACT))
+        if (precision, compiled) == self._arithmetic:
+            return  # what is compiled and captured stays so
+        self.precision, self._arithmetic = precision, (precision, compiled)
+        self._forward = self.lend(lambda: Forward(self._model, precision, compiled=compiled))
         self.set_batch_size(self.batch_size)
 
     def set_batch_size(self, batch_size: int) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from pipeline.encoding import Precision
 from pipeline.model import VQModel
 
+COMPILED_SHAPES = 64  # torch.compile gives up at 8 by default; each batch size in each precision is one
 HALVES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 
 
@@ -31,16 +32,18 @@ class Forward:
     Args:
         model: on its device; it is not changed, and shared but for what a half precision rounds.
         precision: arithmetic of the encoder.
-        compiled: run the encoder through torch.compile, for fixed shapes. Not its autotuning: two actors that chose
-            different kernels would give parts of different bytes.
+        compiled: run the encoder through torch.compile, for fixed shapes, whole or not at all. Not its autotuning: two
+            actors that chose different kernels would give parts of different bytes.
     """
 
     def __init__(self, model: VQModel, precision: Precision, *, compiled: bool = False) -> None:
         half = HALVES.get(precision)
         self._model = model.with_half_encoder(half) if half else model
         self._precision = precision
-        latents: Callable[[Tensor], Tensor] = self._model.encode_latents
-        self._latents = torch.compile(latents, dynamic=False) if compiled else latents
+        self._latents: Callable[[Tensor], Tensor] = self._model.encode_latents
+        if compiled:
+            torch._dynamo.config.recompile_limit = COMPILED_SHAPES
+            self._latents = torch.compile(self._latents, dynamic=False, fullgraph=True)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a batch.

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.calibration import BatchSizes, sweep, token_agreement, try_precisions
+from pipeline.calibration import BatchSizes, measure_rate, sweep, token_agreement, try_precisions
 from pipeline.config import JobConfig
 from pipeline.encoding import Precision, ValueRange, candidates, choose
 from pipeline.engine import CPU_IMAGES, Engine, Images
@@ -99,7 +99,6 @@ class Worker:
             batch_size=config.batch_size if config.batch_size != "auto" else CPU_IMAGES,
             meter=self._meter,
             threads=self._cpus,
-            compiled=config.compile,
             graphs=config.graphs,
         )
         if self._job.qa.samples_per_shard:
@@ -137,10 +136,13 @@ class Worker:
         chosen = precision or choose(trials, config.min_agreement).precision
         engine.set_precision(chosen)
         device = torch.cuda.get_device_name() if self._device == "cuda" else "cpu"
-        circumstances = (device, self._digest, engine.image_size, chosen, config.compile, config.graphs)
+        rates = self._sweep(images, batch_size, (device, self._digest, engine.image_size, chosen, config.graphs))
+        if config.compile:  # once, for what was chosen: it takes minutes
+            engine.set_precision(chosen, compiled=True)
+            rates[engine.batch_size] = measure_rate(engine, images, engine.batch_size)
         return Calibration(
             device=device,
-            rates=self._sweep(images, batch_size, circumstances),
+            rates=rates,
             batch_size=engine.batch_size,
             decode_rate=decode_rate,
             images=len(images),
@@ -158,7 +160,7 @@ class Worker:
         """
         engine, job = self._loaded(), self._job
         _clean(job.cluster.scratch)
-        engine.set_precision(precision)
+        engine.set_precision(precision, compiled=job.model.compile)
         engine.set_batch_size(batch_size)
         if job.model.compile or self._device == "cuda":
             engine.warm_up()  # compiling can take minutes, in which an attempt would seem to hang

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -79,15 +80,17 @@ class Scale:
 
 
 QUICK = Scale(images=32, batches=(32, 128), seconds=1.0)
-TINY = Scale(size=64, images=4, shrink=4, batches=(2,), matrix=128, seconds=0.0)
+TINY = Scale(size=32, images=4, shrink=4, batches=(2,), matrix=128, seconds=0.0)
 
 
+@cache
 def photographs(count: int, size: int, seed: int = 0) -> np.ndarray:
     """Cuts of the demo's photographs: uint8 [count, size, size, 3]."""
     lots, files = np.random.default_rng(seed), sorted((ASSETS / "photos").glob("*.jpg"))
     cuts = []
     while len(cuts) < count:
         with Image.open(files[lots.integers(len(files))]) as photo:
+            photo.draft("RGB", (4 * size, 4 * size))  # a fraction of a large file's resolution, and of its time
             side = int(lots.integers(min(size, *photo.size), min(photo.size) + 1))
             left, top = (int(lots.integers(0, length - side + 1)) for length in photo.size)
             cut = photo.convert("RGB").resize((size, size), box=(left, top, left + side, top + side))
