@@ -98,7 +98,7 @@ lock: setup
 
 audit: setup
 	$(PIP) pip-audit
-	$(BIN)/pip-audit --require-hashes -r infra/requirements.lock
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r infra/requirements.lock -r infra/requirements-dev.lock
 
 clean:
 	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 from pipeline.storage import hub
@@ -43,8 +43,27 @@ def send_once(scheme: str, client: Any, config: StorageConfig) -> None:
         # adlfs passes neither on to all calls
         client.service_client._config.retry_policy.total_retries = 0
         client.service_client._pipeline._transport.connection_config.read_timeout = config.stall_seconds
+        _read_azure_bodies_once()
     elif scheme == "hf":
         hub.send_once(client, config.stall_seconds)
+
+
+def _read_azure_bodies_once() -> None:
+    """Azure's client asks three times for a body that breaks, a second apart: but for errors that it does not know."""
+    from azure.storage.blob.aio import _download_async as module  # comes with adlfs
+
+    read = module.process_content
+    if hasattr(read, "__wrapped__"):
+        return
+
+    @wraps(read)
+    async def once(*arguments: Any) -> bytes:
+        try:
+            return await read(*arguments)
+        except Exception as error:
+            raise ConnectionError(f"the body broke: {error}") from error
+
+    vars(module)["process_content"] = once
 
 
 def _of_s3(config: StorageConfig) -> dict[str, Any]:

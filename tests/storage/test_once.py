@@ -4,6 +4,7 @@ Here for the clients of GCS and Azure, on real servers behind the fault proxy; `
 attempt of gcsfs may be two requests: it asks whether a name is an object and whether it is a folder at the same time.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -79,3 +80,12 @@ def test_attempts_at_a_range(proxy: FaultProxy, place: Place, failed: list[Excep
     with storage.open_random(f"{place.url}/folder/a") as file, pytest.raises(Busy):
         file.read()
     assert 2 <= len(failed) == busy.asked.total()
+
+
+def test_silence_in_the_middle_of_a_body(proxy: FaultProxy, place: Place, failed: list[Exception]) -> None:
+    struck = iter([Fault.STALL])
+    proxy.plan = lambda request: next(struck, None) if request.kind is Kind.RANGE else None
+    storage, start = place.storage(retry_seconds=20, stall_seconds=0.6), time.monotonic()
+    assert storage.read(f"{place.url}/folder/a") == b"12345"
+    assert (proxy.faults[Fault.STALL], len(failed)) == (1, 1)
+    assert time.monotonic() - start < 10

@@ -239,6 +239,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._pass_on(answer, data, len(data))
         if fault is not None:
             proxy.happened(kind, fault)
+        if fault is Fault.STALL:
+            self._wait_for_the_client_to_hang_up()
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_one  # noqa: N815 - names of the protocol
 
@@ -253,8 +255,6 @@ class _Handler(BaseHTTPRequestHandler):
         else:  # STALL and CUT
             if data:
                 self._pass_on(answer, data[:half], len(data))
-            if fault is Fault.STALL:
-                self._wait_for_the_client_to_hang_up()
             self.close_connection = True
 
     def _forward(self, body: bytes) -> http.client.HTTPResponse:
