@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.encoding import Precision, Trial
-from pipeline.engine import FIRST_BATCH, Engine, Images, Indices
+from pipeline.engine import Engine, Images, Indices
 from pipeline.errors import ModelError
 
 LARGEST_BATCH = 512
@@ -37,7 +37,7 @@ def try_precisions(engine: Engine, images: Images, precisions: Iterable[Precisio
     if precisions == [Precision.EXACT]:
         engine.set_precision(Precision.EXACT)
         return [Trial(Precision.EXACT, agreement=1.0, rate=0.0)]
-    engine.set_batch_size(TRIAL_BATCH if engine.device.type == "cuda" else FIRST_BATCH["cpu"])
+    engine.set_batch_size(TRIAL_BATCH if engine.device.type == "cuda" else engine.first_batch)
     engine.set_precision(Precision.EXACT)
     exact = _encode_all(engine, images)
     return [_try(engine, images, precision, exact) for precision in precisions]
@@ -87,7 +87,7 @@ def sweep(engine: Engine, images: Images, batch_size: int | None, seconds: float
         ModelError: not even the smallest batch fits into the device's memory.
     """
     rates: dict[int, float] = {}
-    size, deadline = batch_size or FIRST_BATCH[engine.device.type], time.monotonic() + seconds
+    size, deadline = batch_size or engine.first_batch, time.monotonic() + seconds
     engine.may_halve(False)  # here memory that is short must show
     while True:
         try:

@@ -106,6 +106,7 @@ class _Run:
             shards_before=len(todo.committed),
             bytes_to_do=sum(shard.size or 0 for shard in todo.pending),
             decode_threads=placement.cpus,
+            encode_lanes=placement.cpus if placement.device == "cpu" else 1,
             shards_in_flight=config.cluster.shards_in_flight,
             price_per_actor_hour=config.cluster.price_per_actor_hour,
         )

@@ -2,12 +2,10 @@
 
 * `submit` hands a batch to the device's lane and returns at once; the caller keeps two or so in flight.
 * On CUDA copies, kernels and results overlap: see `engine_cuda`.
-* On a CPU the model runs `CPU_IMAGES` images at a time, whatever the batch: their activations stay in the caches
-  (measured: 2 at a time 1.3 to 2.2 times as fast as 32), and tokens do not depend on the batch size at all.
+* On a CPU every core encodes a few images at a time, whatever the batch: see `engine_cpu`.
 * An image whose latents leave the range of a half precision is encoded again in float32, alone with its like.
 """
 
-import ctypes
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.encoding import Precision, batch_shapes
+from pipeline.engine_cpu import Pieces, cpu_lanes, images_at_once, in_pieces
 from pipeline.engine_cuda import CudaLine, Gpu, Result, Started
 from pipeline.errors import ModelError
 from pipeline.forward import Forward, arithmetic
@@ -27,8 +26,7 @@ from pipeline.meter import Meter, Part
 from pipeline.model import VQModel, denormalise
 from pipeline.tokens.schema import TokenSpec
 
-CPU_IMAGES = 2
-FIRST_BATCH = {"cuda": 8, "cpu": CPU_IMAGES}
+CUDA_AT_ONCE = 8
 
 Images = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
@@ -44,19 +42,11 @@ class Encoding(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _OnCpu:
-    done: Result
-
-    def result(self) -> Result:
-        return self.done
-
-
-@dataclass(frozen=True, slots=True)
 class _Encoding:
     """A batch that was started, and the way to encode those of its images again that did not hold."""
 
     images: Images
-    started: Started | _OnCpu
+    started: Started | Pieces
     again: Callable[[Images], Indices]
 
     def indices(self) -> Indices:
@@ -74,14 +64,15 @@ class Engine:
         device: `cpu`, `cuda` or `cuda:N`.
         precision: arithmetic of the encoder; `set_precision` changes it.
         image_size: side of the images (pixels), a multiple of the model's downsampling factor.
-        batch_size: images per batch; `set_batch_size` changes it.
+        batch_size: images per batch; None for the fewest that keep the device busy; `set_batch_size` changes it.
         meter: counts the device's busy time.
-        threads: of the CPU for the model; None leaves torch's own number.
+        threads: of the CPU for the model; None for torch's own number.
         compiled: run the encoder through torch.compile.
         graphs: replay CUDA graphs; nothing on a CPU.
 
     Attributes:
         overflowed: images that had to be encoded again in `exact`, so far.
+        first_batch: the fewest images that keep the device busy.
 
     Raises:
         ModelError: the image size does not fit the model, or the precision does not fit the device.
@@ -94,7 +85,7 @@ class Engine:
         device: str = "cpu",
         precision: Precision = Precision.EXACT,
         image_size: int,
-        batch_size: int = CPU_IMAGES,
+        batch_size: int | None = None,
         meter: Meter | None = None,
         threads: int | None = None,
         compiled: bool = False,
@@ -115,13 +106,18 @@ class Engine:
         self._arithmetic: tuple[Precision, bool] | None = None
         self._exact = Forward(self._model, Precision.EXACT)
         self._cuda: CudaLine | None = None
-        enter: Callable[[], None] = _keep_freed_memory
+        threads = threads or torch.get_num_threads()
         if self.device.type == "cuda":
             gpu, image = Gpu(self.device), (image_size, image_size, model.config.in_channels)
-            self._cuda, enter = CudaLine(gpu, image, (side, side), self.meter, graphs=graphs), gpu.enter
+            self._cuda = CudaLine(gpu, image, (side, side), self.meter, graphs=graphs)
             gpu.synchronize()  # the model came by another stream than the lane's
-        self._lane = ThreadPoolExecutor(1, "device", _enter_lane, (threads or torch.get_num_threads(), enter))
-        self.batch_size = batch_size
+            self._lanes = ThreadPoolExecutor(1, "device", _enter_lane, (threads, gpu.enter))
+            self._at_once = self.first_batch = CUDA_AT_ONCE
+        else:
+            self._lanes = cpu_lanes(threads)
+            self._at_once = images_at_once(image_size)
+            self.first_batch = self._at_once * threads
+        self.batch_size = batch_size or self.first_batch
         self.set_precision(precision, compiled=compiled)
 
     def set_precision(self, precision: Precision, *, compiled: bool = False) -> None:
@@ -151,7 +147,12 @@ class Engine:
 
     def submit(self, images: Images) -> "Future[Encoding]":
         """Start encoding n <= batch_size images [n, size, size, 3]; they must not be changed before the result is."""
-        return self._lane.submit(self._start, images)
+        if self._cuda:
+            return self._lanes.submit(self._start, self._cuda, images)
+        done: Future[Encoding] = Future()
+        pieces = in_pieces(self._lanes, partial(self._piece, self._forward), images, self._at_once)
+        done.set_result(_Encoding(images, pieces, self._encode_again))
+        return done
 
     def encode(self, images: Images) -> Indices:
         """Indices [n, h, w] of n <= batch_size images."""
@@ -169,7 +170,7 @@ class Engine:
 
     def lend(self, work: Callable[[], T]) -> T:
         """Have other work done on the device, in turn with the batches; only the caller waits for it."""
-        return self._lane.submit(work).result()
+        return self._lanes.submit(work).result()
 
     def warm_up(self) -> None:
         """Run every batch shape once: compilation and algorithm choice happen now."""
@@ -177,36 +178,28 @@ class Engine:
             self.encode(np.zeros((shape, self.image_size, self.image_size, 3), np.uint8))
 
     def close(self) -> None:
-        """End the device's lane."""
-        self._lane.shutdown(wait=True, cancel_futures=True)
+        """End the device's lanes."""
+        self._lanes.shutdown(wait=True, cancel_futures=True)
 
-    def _start(self, images: Images) -> Encoding:
-        if self._cuda:
-            return _Encoding(images, self._cuda.start(images), self._encode_again)
+    def _start(self, line: CudaLine, images: Images) -> Encoding:
+        return _Encoding(images, line.start(images), self._encode_again)
+
+    def _piece(self, forward: Forward, images: Images) -> Result:
+        """Encode a few images now."""
         with self.meter.busy(Part.ENCODE):
-            done = self._chunks(self._forward, images)
-        return _Encoding(images, _OnCpu(done), self._encode_again)
-
-    def _chunks(self, forward: Forward, images: Images) -> Result:
-        """Encode a few images at a time, at once: on a CPU the fastest way, on CUDA for the few that overflowed."""
-        few = FIRST_BATCH[self.device.type]
-        parts = [self._chunk(forward, images[i : i + few], few) for i in range(0, len(images), few)]
-        return np.concatenate([found for found, _ in parts]), np.concatenate([held for _, held in parts])
-
-    def _chunk(self, forward: Forward, images: Images, size: int) -> Result:
-        found, held = forward(torch.from_numpy(_padded(images, size)).to(self.device))
-        return found[: len(images)].cpu().numpy(), held[: len(images)].cpu().numpy()
+            found, held = forward(torch.from_numpy(_padded(images, self._at_once)).to(self.device))
+            return found[: len(images)].cpu().numpy(), held[: len(images)].cpu().numpy()
 
     def _encode_again(self, images: Images) -> Indices:
         self.overflowed += len(images)
-        return self.lend(lambda: self._chunks(self._exact, images))[0]
+        return in_pieces(self._lanes, partial(self._piece, self._exact), images, self._at_once).result()[0]
 
     def _run_decoder(self, indices: Indices) -> tuple[Tensor, Any]:
         """The images, and on CUDA the event after which they are there."""
         grids = torch.from_numpy(indices).to(self.device)
         loose = Precision.EXACT if self.precision is Precision.EXACT else Precision.TF32
         with arithmetic(self.device, loose):
-            parts = [self._model.decode_indices(some) for some in torch.split(grids, FIRST_BATCH[self.device.type])]
+            parts = [self._model.decode_indices(some) for some in torch.split(grids, self._at_once)]
             images = torch.cat([denormalise(part) for part in parts])
         return images, torch.cuda.current_stream(self.device).record_event() if self._cuda else None
 
@@ -222,16 +215,3 @@ def _padded(images: Images, size: int) -> Images:
     padded = np.zeros((size, *images.shape[1:]), np.uint8)
     padded[: len(images)] = images
     return padded
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks instead of returning them to the kernel after every layer.
-
-    Every activation above 32 MiB would otherwise be mapped, and faulted in page by page, anew (measured: 17 to 36
-    percent of the encoder's time). Other C libraries have no such call, and no such habit.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_max = -1, -4
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 1 << 30)

@@ -85,6 +85,7 @@ class Monitor:
     shards_before: int
     bytes_to_do: int
     decode_threads: int
+    encode_lanes: int
     shards_in_flight: int
     price_per_actor_hour: float | None = None
     now: Callable[[], float] = time.monotonic
@@ -185,9 +186,12 @@ class Monitor:
 
     def _lanes(self, actors: int) -> dict[str, int]:
         shards = actors * self.shards_in_flight
-        decode = actors * self.decode_threads
         by_shard = (Part.FETCH, Part.WRITE, Part.INSPECT, Part.PUBLISH)
-        return {Part.DECODE: decode, Part.ENCODE: actors, **dict.fromkeys(by_shard, shards)}
+        return {
+            Part.DECODE: actors * self.decode_threads,
+            Part.ENCODE: actors * self.encode_lanes,
+            **dict.fromkeys(by_shard, shards),
+        }
 
     def _total(self) -> Reading:
         busy: Counter[str] = Counter()

@@ -2,7 +2,7 @@
 
     stream -> strict tar walk -> decode pool -> fixed batches -> device -> rows in tar order -> Parquet -> QA -> commit
 
-Everything is bounded: read-ahead by the storage, samples in decoding by `DECODE_BUDGET`, batches on the device by
+Everything is bounded: read-ahead by the storage, samples in decoding by `Line.decode_budget`, batches on the device by
 `BATCHES_IN_FLIGHT`, rows by the row group. Runs without Ray, on a CPU, in a test.
 """
 
@@ -37,13 +37,16 @@ from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter, RejectedSa
 from pipeline.tokens.writer import OutputConfig, PartWriter
 from pipeline.urls import join
 
-DECODE_BUDGET = 256 << 20  # bytes of one shard's samples, encoded and decoded, between tar and device
+DECODE_BUDGET = 256 << 20  # bytes of samples, encoded and decoded, between tar and device: two large batches of a GPU
 BATCHES_IN_FLIGHT = 2  # one on the device, one waiting for it
 
 
 @dataclass(frozen=True)
 class Line:
-    """What an actor lends to every shard it works on: the production line, shared by the shards in flight."""
+    """What an actor lends to every shard it works on: the production line, shared by the shards in flight.
+
+    `decode_budget` bounds one shard's samples between tar and device, encoded and decoded (bytes).
+    """
 
     storage: Storage
     engine: Engine
@@ -56,6 +59,7 @@ class Line:
     decode: Callable[[str, Mapping[str, bytes]], Prepared | Reject | Filtered]
     tar: TarLimits = field(default_factory=TarLimits)
     scratch: Path | None = None
+    decode_budget: int = DECODE_BUDGET
     qa: QaConfig = field(default_factory=QaConfig)
     networks: Networks = field(default_factory=Networks)
     selection: Selection = field(default_factory=Selection)
@@ -200,7 +204,7 @@ def _views(shard: Shard, line: Line, accounts: _Accounts, attempt: Attempt) -> I
             lambda sample: _prepare(sample, line),
             _fetched(reader, line.meter),
             weigh=lambda sample: _weight(sample, line.image),
-            budget=DECODE_BUDGET,
+            budget=line.decode_budget,
         )
         for sample, prepared in work:
             attempt.step()

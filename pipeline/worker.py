@@ -22,7 +22,7 @@ import torch
 from pipeline.calibration import BatchSizes, measure_rate, sweep, token_agreement, try_precisions
 from pipeline.config import JobConfig
 from pipeline.encoding import Precision, ValueRange, candidates, choose
-from pipeline.engine import CPU_IMAGES, Engine, Images
+from pipeline.engine import Engine, Images
 from pipeline.errors import Cancelled, ModelError, Reject, ShardError, ShardFault, StorageError, UsageError
 from pipeline.images import ImageConfig, configure_pillow, find_image, prepare, resampler
 from pipeline.isolation import IsolatedDecoder, prepare_sample
@@ -37,10 +37,11 @@ from pipeline.select import Selection
 from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import TarReader
 from pipeline.storage import Storage
-from pipeline.tokenize_shard import Attempt, Line, tokenize_shard
+from pipeline.tokenize_shard import DECODE_BUDGET, Attempt, Line, tokenize_shard
 from pipeline.tokens.writer import PartDamaged
 
 CALIBRATION_IMAGES = 32
+CPU_BUDGET = 16 << 20  # bytes of one shard between tar and model for each core: on a CPU nothing waits for more
 SWITCH_SECONDS = 5e-5  # at Python's default of 5 ms a busy thread cuts the decode threads to a quarter of their speed
 
 
@@ -96,7 +97,7 @@ class Worker:
             device=self._device,
             precision=config.fixed_precision or Precision.EXACT,
             image_size=self._job.image.size,
-            batch_size=config.batch_size if config.batch_size != "auto" else CPU_IMAGES,
+            batch_size=config.batch_size if config.batch_size != "auto" else None,
             meter=self._meter,
             threads=self._cpus,
             graphs=config.graphs,
@@ -177,6 +178,7 @@ class Worker:
             decode=partial(prepare_sample, image=job.image, seed=job.seed, select=job.select),
             tar=job.tar,
             scratch=job.cluster.scratch,
+            decode_budget=min(DECODE_BUDGET, CPU_BUDGET * self._cpus) if self._device == "cpu" else DECODE_BUDGET,
             qa=job.qa,
             networks=self._networks,
             selection=self._selection,

@@ -91,7 +91,7 @@ class Sweepable:
     """What `sweep` needs of an engine on CUDA, with a throughput that the test decides."""
 
     device = torch.device("cuda")
-    image_size, batch_size, halves = 32, 0, True
+    image_size, batch_size, first_batch, halves = 32, 0, 8, True
 
     def set_batch_size(self, size: int) -> None:
         self.batch_size = size

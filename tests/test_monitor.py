@@ -29,7 +29,15 @@ def time() -> Clock:
 
 
 def monitor(time: Clock) -> Monitor:
-    return Monitor(shards_total=4, shards_before=1, bytes_to_do=1000, decode_threads=2, shards_in_flight=2, now=time)
+    return Monitor(
+        shards_total=4,
+        shards_before=1,
+        bytes_to_do=1000,
+        decode_threads=2,
+        encode_lanes=1,
+        shards_in_flight=2,
+        now=time,
+    )
 
 
 def calibration(device: str) -> Calibration:

@@ -14,6 +14,7 @@ from pipeline.kernels import kernels_run_on
 _CPU_CHUNK_BYTES = 2 << 20
 _DEVICE_CHUNK_BYTES = 256 << 20
 _FLOAT32_BYTES = 4
+FULL = ("ieee", "none")  # "none" where nobody has asked for less
 
 # diffusers weighs the codebook's term by beta, not the encoder's; its checkpoints' losses are reported that way.
 _LEGACY_BETA = 0.25
@@ -23,10 +24,10 @@ _LEGACY_BETA = 0.25
 def full_float32(device: torch.device) -> Iterator[None]:
     """Switches reduced-precision float32 products (TF32, bf16) off: in bf16 up to a third of the codes would change.
 
-    The switch is process-wide, so one thread at a time should launch work on a device.
+    The switch is process-wide: where it has to be turned, one thread at a time should launch work on a device.
     """
     library: Any = {"cuda": torch.backends.cuda, "cpu": torch.backends.mkldnn}.get(device.type)
-    if library is None:
+    if library is None or library.matmul.fp32_precision in FULL:
         yield
         return
     backend = library.matmul
