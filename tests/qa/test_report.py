@@ -63,6 +63,7 @@ def test_run_at_work_is_counted_from_its_parts(tmp_path: Path) -> None:
         "tokenized": 60,
         "rows": 60,
         "rejects": 3,
+        "filtered": 0,
         "bytes": found["accounts"]["bytes"],
     }
     assert found["rejects_by_reason"] == {"truncated": 2, "not_image": 1}

@@ -78,7 +78,13 @@ class ShardCase:
     @property
     def counts(self) -> dict[str, int]:
         rejects = sum(self.rejects.values())
-        return {"samples": self.rows + rejects, "tokenized": self.rows, "rows": self.rows, "rejects": rejects}
+        return {
+            "samples": self.rows + rejects,
+            "tokenized": self.rows,
+            "rows": self.rows,
+            "rejects": rejects,
+            "filtered": 0,
+        }
 
 
 @dataclass
@@ -167,7 +173,8 @@ class RunCase:
             for reason, count in shard.rejects.items():
                 reasons[reason] = reasons.get(reason, 0) + count
         counts = {
-            name: sum(shard.counts[name] for shard in done) for name in ("samples", "tokenized", "rows", "rejects")
+            name: sum(shard.counts[name] for shard in done)
+            for name in ("samples", "tokenized", "rows", "rejects", "filtered")
         }
         shards = {"total": len(self.shards), "committed": len(done), "quarantined": 0}
         return {"shards": shards, **counts, "rejects_by_reason": reasons, "bytes": 5000, "quarantined": []}
