@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from pipeline.tokens.schema import TokenSpec
@@ -22,10 +23,11 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
         patch.setenv("HF_HOME", str(folder / "hf"))
         for block in code:
             exec(block, found)
-    found["ray"].shutdown()
+    ray.shutdown()
     return found
 
 
