@@ -148,13 +148,24 @@ def _encode_all(engine: Engine, images: Images) -> Indices:
     return np.concatenate([engine.encode(images[i : i + size]) for i in range(0, len(images), size)])
 
 
-def measure_rate(engine: Engine, images: Images, size: int) -> float:
-    """Images/s on ready batches, the next one always submitted before the last one is waited for."""
+def measure_rate(engine: Engine, images: Images, size: int, seconds: float | None = None) -> float:
+    """Images/s on ready batches, the next one always submitted before the last one is waited for.
+
+    Args:
+        engine: on the device; it is left at this batch size.
+        images: [n, size, size, 3], repeated as needed.
+        size: images per batch.
+        seconds: at least so long; None for `RATE_SECONDS`.
+
+    Raises:
+        torch.OutOfMemoryError: the batch does not fit, and must not be halved.
+    """
+    seconds = RATE_SECONDS if seconds is None else seconds
     engine.set_batch_size(size)
     batch = np.resize(images, (size, *images.shape[1:]))
     engine.encode(batch)  # warm up: allocations, algorithm choice, compilation
     start, done, ahead = time.perf_counter(), 0, [engine.submit(batch)]
-    while done < 2 * size or time.perf_counter() - start < RATE_SECONDS:
+    while done < 2 * size or time.perf_counter() - start < seconds:
         ahead.append(engine.submit(batch))
         ahead.pop(0).result().indices()
         done += size

@@ -132,13 +132,13 @@ class Engine:
             return  # what is compiled and captured stays so
         self.precision, self._arithmetic = precision, (precision, compiled)
         self._forward = self.lend(lambda: Forward(self._model, precision, compiled=compiled))
-        self.set_batch_size(self.batch_size)
+        self._prepare()
 
     def set_batch_size(self, batch_size: int) -> None:
         """Fix the batch shapes that the device will see from now on."""
-        self.batch_size, self._shapes = batch_size, batch_shapes(batch_size)
-        if self._cuda:
-            self.lend(partial(self._cuda.prepare, self._forward, self._shapes))
+        if batch_size != self.batch_size:  # else what is captured stays so
+            self.batch_size = batch_size
+            self._prepare()
 
     def may_halve(self, allowed: bool) -> None:
         """Whether a batch that does not fit into the device's memory is halved, or raises."""
@@ -180,6 +180,11 @@ class Engine:
     def close(self) -> None:
         """End the device's lanes."""
         self._lanes.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self) -> None:
+        self._shapes = batch_shapes(self.batch_size)
+        if self._cuda:
+            self.lend(partial(self._cuda.prepare, self._forward, self._shapes))
 
     def _start(self, line: CudaLine, images: Images) -> Encoding:
         return _Encoding(images, line.start(images), self._encode_again)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -22,6 +23,7 @@ from tests.benchmarks.gpu.ceilings import Figures, seconds, synchronize
 from tests.benchmarks.gpu.geometries import Scale, build, gigaflops, photographs
 
 MIN_AGREEMENT = 0.99  # the default of model.min_agreement
+PLAIN = ("float32", "float16, channels_last", "float16, channels_last, torch.compile")
 TOP = 15  # rows of the profile
 HALF = {"cuda": Precision.FP16, "cpu": Precision.EXACT}
 WAYS: dict[str, dict[str, bool]] = {
@@ -64,7 +66,7 @@ def check_engine(scale: Scale, device: str) -> Iterator[tuple[str, bool, str]]:
 
 def precisions(name: str, scale: Scale, device: str) -> Figures:
     """What `model.precision: auto` would measure and choose."""
-    with engine_of(build(name, scale, device), scale, device) as engine, patch_rate_seconds(scale):
+    with engine_of(build(name, scale, device), scale, device) as engine:
         trials = calibration.try_precisions(engine, photographs(scale.images, scale.size), candidates(device))
     return {"trials": [_row(trial) for trial in trials], "auto": str(choose(trials, MIN_AGREEMENT).precision)}
 
@@ -76,11 +78,6 @@ def _row(trial: Trial) -> Figures:
         "images_s": trial.rate,
         "overflowed": trial.overflowed,
     }
-
-
-def patch_rate_seconds(scale: Scale) -> Any:
-    """Let the calibration's rates take as long as this benchmark has time for."""
-    return patch.object(calibration, "RATE_SECONDS", scale.seconds)
 
 
 def rates(name: str, scale: Scale, device: str, ceilings: Figures) -> Figures:
@@ -101,8 +98,7 @@ def rate_of(engine: Engine, images: np.ndarray, size: int, scale: Scale) -> floa
     """Images/s from host memory to indices in host memory; None if the batch does not fit."""
     engine.may_halve(False)
     try:
-        with patch_rate_seconds(scale):
-            return calibration.measure_rate(engine, images, size)
+        return calibration.measure_rate(engine, images, size, scale.seconds)
     except torch.OutOfMemoryError:
         return None
     finally:
@@ -110,30 +106,40 @@ def rate_of(engine: Engine, images: np.ndarray, size: int, scale: Scale) -> floa
 
 
 def ways(name: str, scale: Scale, device: str) -> Figures:
-    """Images/s by the way of launching, beside the model as users write it."""
-    images, size, found = photographs(8, scale.size), scale.batches[-1], {}
+    """Images/s by the way of launching, beside the model as users write it; or why a way failed."""
+    found: Figures = {}
     for way, options in WAYS.items():
-        if device == "cpu" and options.get("compiled"):
-            continue  # minutes of a C++ compiler, for what a CPU does not gain by
-        with engine_of(build(name, scale, device), scale, device, precision=HALF[device], **options) as engine:
-            found[f"engine, {HALF[device]}, {way}"] = rate_of(engine, images, size, scale)
-    batch = torch.from_numpy(np.resize(images, (size, *images.shape[1:]))).to(device)
-    with patch("pipeline.kernels._has_triton", return_value=False), torch.no_grad():
-        for way, encode in _as_users_write_it(name, scale, device):
-            found[way] = size / seconds(lambda work=encode: work(batch), device, rounds=5)  # type: ignore[misc]
+        if device == "cuda" or not options.get("compiled"):  # else minutes of a C++ compiler
+            work = partial(_rate_of_way, name, scale, device, options)
+            found[f"engine, {HALF[device]}, {way}"] = _or_why_not(work)
+    for way in PLAIN if device == "cuda" else ("float32",):
+        found[f"plain, {way}"] = _or_why_not(partial(_rate_without_us, name, scale, device, way))
     return found
 
 
-def _as_users_write_it(name: str, scale: Scale, device: str) -> Iterator[tuple[str, Callable[[torch.Tensor], object]]]:
-    """The same model without our kernels, streams and graphs; images wait on the device already."""
+def _or_why_not(work: Callable[[], float | None]) -> float | str | None:
+    """What `work` finds, or its error: the other ways may still tell something."""
+    try:
+        return work()
+    except Exception as error:  # whatever a compiler or a driver raises
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _rate_of_way(name: str, scale: Scale, device: str, options: dict[str, bool]) -> float | None:
+    with engine_of(build(name, scale, device), scale, device, precision=HALF[device], **options) as engine:
+        return rate_of(engine, photographs(8, scale.size), scale.batches[-1], scale)
+
+
+def _rate_without_us(name: str, scale: Scale, device: str, way: str) -> float:
+    """The same model without our kernels, streams and graphs; the images wait on the device already."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    model = build(name, scale, device)
-    yield "plain float32", model.encode_indices
-    if device == "cuda":
-        half = build(name, scale, device).to(memory_format=torch.channels_last)
-        half = half.with_half_encoder(torch.float16)
-        yield "plain float16, channels_last", half.encode_indices
-        yield "plain float16, channels_last, torch.compile", torch.compile(half.encode_indices, dynamic=False)
+    model, size = build(name, scale, device), scale.batches[-1]
+    if way != "float32":
+        model = model.to(memory_format=torch.channels_last).with_half_encoder(torch.float16)
+    latents = torch.compile(model.encode_latents, dynamic=False) if "compile" in way else model.encode_latents
+    batch = torch.from_numpy(np.resize(photographs(8, scale.size), (size, scale.size, scale.size, 3))).to(device)
+    with patch("pipeline.kernels._has_triton", return_value=False), torch.no_grad():
+        return size / seconds(lambda: model.quantize.indices(latents(batch)), device, rounds=5)
 
 
 def kernel_by_kernel(name: str, scale: Scale, device: str) -> list[Figures]:
@@ -163,7 +169,8 @@ def together(name: str, scale: Scale, device: str) -> Figures:
         for _ in range(2)
     ]
     try:
-        found: Figures = {"engines, 1": rate_of(engines[0], images, size, scale)}
+        alone = [rate_of(engine, images, size, scale) for engine in engines]  # and one after the other they capture
+        found: Figures = {"engines, 1": alone[0]}
         with ThreadPoolExecutor(2) as pool:
             found["engines, 2"] = sum(
                 rate or 0.0 for rate in pool.map(lambda engine: rate_of(engine, images, size, scale), engines)
