@@ -72,7 +72,36 @@ def issuer(claimed_seconds: float, busy: int = 0) -> Iterator[Issuer]:
         def log_message(self, *_: object) -> None:
             """Keep quiet."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with _serving(Handler, claimed_seconds, busy) as state:
+        yield state
+
+
+@contextmanager
+def google_issuer(claimed_seconds: float) -> Iterator[Issuer]:
+    """A token service for the key of a service account of Google's."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            given = state.give()
+            assert given is not None
+            token = {"access_token": given["Token"], "expires_in": claimed_seconds, "token_type": "Bearer"}
+            body = json.dumps(token).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Keep quiet."""
+
+    with _serving(Handler, claimed_seconds) as state:
+        yield state
+
+
+@contextmanager
+def _serving(handler: type[BaseHTTPRequestHandler], claimed_seconds: float, busy: int = 0) -> Iterator[Issuer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         state = Issuer(f"http://127.0.0.1:{server.server_port}", claimed_seconds, busy)
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()

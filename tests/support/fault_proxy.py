@@ -54,6 +54,7 @@ class Fault(StrEnum):
     EXPIRED = "400 ExpiredToken"
     TAKEN = "412"
     FORBIDDEN = "403"
+    UNAUTHORIZED = "401"
 
 
 REFUSALS = {
@@ -63,6 +64,7 @@ REFUSALS = {
     Fault.EXPIRED: (400, "ExpiredToken"),
     Fault.TAKEN: (412, "PreconditionFailed"),
     Fault.FORBIDDEN: (403, "AccessDenied"),
+    Fault.UNAUTHORIZED: (401, "Unauthorized"),
 }
 _ALWAYS = (Fault.INTERNAL, Fault.SLOW_DOWN, Fault.TOO_MANY, Fault.RESET, Fault.LOST, Fault.STALL)
 POSSIBLE: dict[Kind, tuple[Fault, ...]] = {
