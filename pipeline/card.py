@@ -18,7 +18,7 @@ _CARD = """---
 
 # Visual tokens
 
-{rows:,} rows of {height} x {width} tokens (codes 0 to {last_code}), made by Tokenmill from {shards:,} WebDataset
+{rows:,} rows of {shape} tokens (codes 0 to {last_code}), made by Tokenmill from {shards:,} WebDataset
 shards. {samples:,} samples: {tokenized:,} tokenized, {rejects:,} rejected{why}{filtered}.
 {megabytes:,.1f} MB of Parquet.
 
@@ -105,8 +105,7 @@ def dataset_card(
         shards=summary["shards"]["committed"],
         megabytes=(export["download_size"] if export else summary["bytes"]) / 1e6,
         columns="\n".join(f"| `{field.name}` | {_type(field.type)} |" for field in schema or ()),
-        height=spec["grid_height"],
-        width=spec["grid_width"],
+        shape=f"{spec['grid_height']} x {spec['grid_width']}" if spec["grid_height"] else "grids of several shapes of",
         last_code=spec["codebook_size"] - 1,
         fingerprint=job["fingerprint"],
         weights=identity["weights"],

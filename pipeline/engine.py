@@ -63,7 +63,10 @@ class Engine:
         model: the VQ model; it is moved to the device.
         device: `cpu`, `cuda` or `cuda:N`.
         precision: arithmetic of the encoder; `set_precision` changes it.
-        image_size: side of the images (pixels), a multiple of the model's downsampling factor.
+        image_size: side of the images (pixels), a multiple of the model's downsampling factor; for several shapes, of a
+            square of about as many pixels.
+        multiple: what the sides of images of several shapes are multiples of (pixels); None: all are squares. On CUDA
+            images of several shapes are encoded a few at a time, at once.
         batch_size: images per batch; None for the fewest that keep the device busy; `set_batch_size` changes it.
         meter: counts the device's busy time.
         threads: of the CPU for the model; None for torch's own number.
@@ -85,20 +88,22 @@ class Engine:
         device: str = "cpu",
         precision: Precision = Precision.EXACT,
         image_size: int,
+        multiple: int | None = None,
         batch_size: int | None = None,
         meter: Meter | None = None,
         threads: int | None = None,
         compiled: bool = False,
         graphs: bool = True,
     ) -> None:
-        if image_size % model.downsample:
+        if (multiple or image_size) % model.downsample:
+            what = "each side of the recipe's images" if multiple else "image.size"
             raise ModelError(
-                f"image.size must be a multiple of {model.downsample} for this model (f{model.downsample}), "
-                f"got {image_size}"
+                f"{what} must be a multiple of {model.downsample} for this model (f{model.downsample}), "
+                f"got {multiple or image_size}"
             )
         self.device = torch.device(device)
-        side = image_size // model.downsample
-        self.image_size = image_size
+        side = 0 if multiple else image_size // model.downsample  # 0 x 0: the grids vary
+        self.image_size, self.multiple = image_size, multiple
         self.spec = TokenSpec(model.codebook_size, side, side)
         self.meter = meter or Meter()
         self.overflowed = 0
@@ -107,11 +112,14 @@ class Engine:
         self._exact = Forward(self._model, Precision.EXACT)
         self._cuda: CudaLine | None = None
         threads = threads or torch.get_num_threads()
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and not multiple:
             gpu, image = Gpu(self.device), (image_size, image_size, model.config.in_channels)
             self._cuda = CudaLine(gpu, image, (side, side), self.meter, graphs=graphs)
             gpu.synchronize()  # the model came by another stream than the lane's
             self._lanes = ThreadPoolExecutor(1, "device", _enter_lane, (threads, gpu.enter))
+            self._at_once = self.first_batch = CUDA_AT_ONCE
+        elif self.device.type == "cuda":
+            self._lanes = ThreadPoolExecutor(1, "device", torch.set_num_threads, (threads,))
             self._at_once = self.first_batch = CUDA_AT_ONCE
         else:
             self._lanes = cpu_lanes(threads)
@@ -146,7 +154,7 @@ class Engine:
             self._cuda.may_halve = allowed
 
     def submit(self, images: Images) -> "Future[Encoding]":
-        """Start encoding n <= batch_size images [n, size, size, 3]; they must not be changed before the result is."""
+        """Start encoding n <= batch_size images [n, H, W, 3]; they must not be changed before the result is."""
         if self._cuda:
             return self._lanes.submit(self._start, self._cuda, images)
         done: Future[Encoding] = Future()
@@ -174,7 +182,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Run every batch shape once: compilation and algorithm choice happen now."""
-        for shape in self._shapes:
+        for shape in () if self.multiple else self._shapes:
             self.encode(np.zeros((shape, self.image_size, self.image_size, 3), np.uint8))
 
     def close(self) -> None:

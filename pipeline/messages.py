@@ -30,6 +30,13 @@ class Identity:
     resampler: str
     select: dict[str, object] = field(default_factory=dict)
 
+    @property
+    def downsample(self) -> int:
+        """Pixels per token along one side."""
+        levels = self.model["block_out_channels"]
+        assert isinstance(levels, list | tuple)
+        return int(2 ** (len(levels) - 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:

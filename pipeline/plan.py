@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from pipeline.config import JobConfig
 from pipeline.errors import ShardError, StorageError, UsageError
-from pipeline.messages import Calibration
+from pipeline.images import ImageConfig
+from pipeline.messages import Calibration, Identity
 from pipeline.select import Selection
 from pipeline.shards.manifest import Shard, freeze
 from pipeline.shards.tar import TarReader
 from pipeline.storage import Storage
-from pipeline.tokens.schema import TokenSpec
 from pipeline.worker import Worker, device_here
 
 ROW_BYTES = 40  # of a row beside its tokens and texts, compressed: key, geometry, page headers (measured)
@@ -77,7 +77,7 @@ def plan(config: JobConfig, probes: int = 2) -> Plan:
     actors = (config.cluster.actor_range or (1, 1))[1]
     cpus = config.cluster.cpus_per_actor or max(1, len(os.sched_getaffinity(0)) // actors)
     worker = Worker(config, cpus, device)
-    spec = worker.load().spec
+    found = worker.load()
     fixed = config.model.batch_size
     size = fixed if isinstance(fixed, int) else None
     measured = worker.measure(probed, size, config.model.fixed_precision)
@@ -85,9 +85,7 @@ def plan(config: JobConfig, probes: int = 2) -> Plan:
         raise UsageError(f"no image could be read in {', '.join(shard.url for shard in probed)}")
     input_bytes = sum(shard.size or 0 for shard in there)
     images = round(samples * input_bytes / read)
-    return _forecast(
-        shards, input_bytes, images, measured, spec, actors, text_bytes / max(1, samples), config.image.views
-    )
+    return _forecast(shards, input_bytes, images, measured, found, actors, text_bytes / max(1, samples), config.image)
 
 
 def _probe(storage: Storage, probed: list[Shard], config: JobConfig) -> tuple[int, int, int]:
@@ -117,13 +115,15 @@ def _forecast(
     input_bytes: int,
     images: int,
     measured: Calibration,
-    spec: TokenSpec,
+    found: Identity,
     actors: int,
     text_bytes: float,
-    views: int,
+    image: ImageConfig,
 ) -> Plan:
-    model, decode, rows = measured.model_rate, measured.decode_rate, images * views
-    row = spec.tokens_per_view * math.log2(spec.codebook_size) / 8 + ROW_BYTES + TEXT_RATIO * text_bytes
+    model, decode, rows = measured.model_rate, measured.decode_rate, images * image.views
+    spec = found.spec
+    tokens_per_view = spec.tokens_per_view or image.view_pixels // found.downsample**2
+    row = tokens_per_view * math.log2(spec.codebook_size) / 8 + ROW_BYTES + TEXT_RATIO * text_bytes
     return Plan(
         shards=len(shards),
         missing=sum(shard.size is None for shard in shards),
@@ -137,5 +137,5 @@ def _forecast(
         seconds=rows / (measured.together * actors),
         output_bytes=round(rows * row),
         bottleneck="model" if model < decode else "decode",
-        tokens=rows * spec.tokens_per_view,
+        tokens=rows * tokens_per_view,
     )

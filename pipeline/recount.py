@@ -67,8 +67,13 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     codebook_size: PositiveInt
-    grid_height: PositiveInt
-    grid_width: PositiveInt
+    grid_height: NonNegativeInt
+    grid_width: NonNegativeInt
+
+    @property
+    def varies(self) -> bool:
+        """Whether every row has a grid of its own: said as 0 x 0."""
+        return self.grid_height == self.grid_width == 0
 
 
 class Source(BaseModel):
@@ -129,7 +134,7 @@ class Rows:
         index: `sample_index` [rows].
         view: [rows].
         wrong_shard: sample indices of the rows whose column `shard` is not the footer's URL.
-        wrong_grid: of the rows whose grid is not the footer's.
+        wrong_grid: of the rows whose grid is not the footer's; where it varies, not the length of their tokens.
         wrong_tokens: of the rows with a token outside [0, codebook_size).
     """
 
@@ -189,7 +194,7 @@ def _part(file: pq.ParquetFile) -> Part:
 def _check_columns(schema: pa.Schema, spec: Spec) -> None:
     """Hold the columns to the documented schema; there may be others besides."""
     code = pa.uint16() if spec.codebook_size <= 1 << 16 else pa.uint32()
-    tokens = pa.list_(code, spec.grid_height * spec.grid_width)
+    tokens = pa.list_(code) if spec.varies else pa.list_(code, spec.grid_height * spec.grid_width)
     for name, kind in {**COLUMNS, "tokens": tokens, **OPTIONAL}.items():
         if name not in schema.names:
             if name not in OPTIONAL:
@@ -204,6 +209,8 @@ def _rows(batch: pa.RecordBatch, footer: Footer) -> Rows:
     names = ("sample_index", "view", "grid_height", "grid_width")
     index, view, height, width = (_numbers(batch.column(name)).astype(np.int64) for name in names)
     off_grid = (height != footer.spec.grid_height) | (width != footer.spec.grid_width)
+    if footer.spec.varies:
+        off_grid = (height * width != _numbers(pc.list_value_length(batch.column("tokens")))) | (height * width == 0)
     elsewhere = ~_numbers(pc.equal(batch.column("shard").cast(pa.string()), footer.shard.url))
     return Rows(
         keys=batch.column("key"),

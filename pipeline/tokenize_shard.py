@@ -3,20 +3,19 @@
     stream -> strict tar walk -> decode pool -> fixed batches -> device -> rows in tar order -> Parquet -> QA -> commit
 
 Everything is bounded: read-ahead by the storage, samples in decoding by `Line.decode_budget`, batches on the device by
-`BATCHES_IN_FLIGHT`, rows by the row group. Runs without Ray, on a CPU, in a test.
+`batches`, rows by the row group. Runs without Ray, on a CPU, in a test.
 """
 
 import threading
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
+from pipeline.batches import InOrder, encoded
 from pipeline.commit import Outcome, commit
-from pipeline.engine import Encoding, Engine, Images
+from pipeline.engine import Engine
 from pipeline.errors import Cancelled, Filtered, Reject
 from pipeline.images import ImageConfig, Prepared, View
 from pipeline.messages import ShardReport
@@ -38,7 +37,6 @@ from pipeline.tokens.writer import OutputConfig, PartWriter
 from pipeline.urls import join
 
 DECODE_BUDGET = 256 << 20  # bytes of samples, encoded and decoded, between tar and device: two large batches of a GPU
-BATCHES_IN_FLIGHT = 2  # one on the device, one waiting for it
 
 
 @dataclass(frozen=True)
@@ -139,16 +137,17 @@ def _draft(
 ) -> PartFooter:
     """Write the whole part to local disk, and check it."""
     with PartWriter(path, line.engine.spec, line.columns, shard.url, line.output) as writer:
-        for rows, images, encoding in _encoded(_views(shard, line, accounts, attempt), line.engine):
+        in_order = InOrder()
+        for batch, encoding in encoded(_views(shard, line, accounts, attempt), line.engine):
             tokens = encoding.result().indices()
             attempt.step()
             with line.meter.busy(Part.WRITE):
-                writer.add(rows, tokens)
+                writer.add(*in_order.ready(batch, tokens))
             if sampler:
                 with line.meter.busy(Part.INSPECT):
-                    sampler.add(rows, images, tokens)
-            accounts.rows += len(rows)
-            line.meter.count(images=len(rows))
+                    sampler.add(batch.rows, batch.images, tokens)
+            accounts.rows += len(batch.rows)
+            line.meter.count(images=len(batch.rows))
         footer = PartFooter(
             fingerprint=line.fingerprint,
             shard={"id": shard.id, "url": shard.url, "size": shard.size, "etag": shard.etag},
@@ -244,33 +243,7 @@ def _prepare(sample: Sample, line: Line) -> Prepared | Reject | Filtered:
 
 
 def _weight(sample: Sample, image: ImageConfig) -> int:
-    return sum(map(len, sample.members.values())) + image.views * 3 * image.size * image.size
-
-
-def _encoded(
-    views: Iterator[tuple[Row, View]], engine: Engine
-) -> Iterator[tuple[list[Row], Images, "Future[Encoding]"]]:
-    """Batches of rows with their images and encodings, in order; the device always has the next batch at hand."""
-    ahead: deque[tuple[list[Row], Images, Future[Encoding]]] = deque()
-    for rows, images in _batches(views, engine):
-        ahead.append((rows, images, engine.submit(images)))
-        if len(ahead) > BATCHES_IN_FLIGHT:
-            yield ahead.popleft()
-    yield from ahead
-
-
-def _batches(views: Iterator[tuple[Row, View]], engine: Engine) -> Iterator[tuple[list[Row], Images]]:
-    rows: list[Row] = []
-    shape = (engine.batch_size, engine.image_size, engine.image_size, 3)
-    images = np.empty(shape, np.uint8)
-    for row, view in views:
-        images[len(rows)] = view.pixels
-        rows.append(row)
-        if len(rows) == engine.batch_size:
-            yield rows, images
-            rows, images = [], np.empty(shape, np.uint8)
-    if rows:
-        yield rows, images[: len(rows)]
+    return sum(map(len, sample.members.values())) + image.views * 3 * image.view_pixels
 
 
 def _row(sample: Sample, prepared: Prepared, view: View, sidecars: Sidecars) -> Row:

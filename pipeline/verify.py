@@ -321,7 +321,8 @@ def _contents(part: Part) -> Iterator[Fault]:
     if (elsewhere := _runs(rows.wrong_shard)).count:
         yield FindingKind.WRONG_SHARD, f"rows that name another shard: {elsewhere}"
     if (off_grid := _runs(rows.wrong_grid)).count:
-        yield FindingKind.WRONG_GRID, f"grids that are not {spec.grid_height} x {spec.grid_width}: {off_grid}"
+        right = "the number of their tokens" if spec.varies else f"{spec.grid_height} x {spec.grid_width}"
+        yield FindingKind.WRONG_GRID, f"grids that are not {right}: {off_grid}"
     if (outside := _runs(rows.wrong_tokens)).count:
         yield FindingKind.INDEX_OUT_OF_RANGE, f"tokens outside [0, {spec.codebook_size:,}): {outside}"
 

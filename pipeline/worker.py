@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -42,6 +43,7 @@ from pipeline.tokens.writer import PartDamaged
 
 CALIBRATION_IMAGES = 32
 CPU_BUDGET = 16 << 20  # bytes of one shard between tar and model for each core: on a CPU nothing waits for more
+NO_IMAGES: Images = np.empty((0, 0, 0, 3), np.uint8)
 SWITCH_SECONDS = 5e-5  # at Python's default of 5 ms a busy thread cuts the decode threads to a quarter of their speed
 
 
@@ -97,6 +99,7 @@ class Worker:
             device=self._device,
             precision=config.fixed_precision or Precision.EXACT,
             image_size=self._job.image.size,
+            multiple=self._job.image.multiple if self._job.image.facts.varies else None,
             batch_size=config.batch_size if config.batch_size != "auto" else None,
             meter=self._meter,
             threads=self._cpus,
@@ -130,7 +133,7 @@ class Worker:
         files = self._sample(shards)
         start = time.perf_counter()
         images = self._views(files, self._job.image)
-        decode_rate = len(images) / max(1e-9, time.perf_counter() - start)
+        decode_rate = len(files) * self._job.image.views / max(1e-9, time.perf_counter() - start)
         if not len(images):
             return None
         trials = try_precisions(engine, images, [precision] if precision else candidates(self._device))
@@ -253,10 +256,11 @@ class Worker:
         return []
 
     def _views(self, files: list[bytes], image: ImageConfig) -> Images:
-        """The views of those files that can be shown: [n, size, size, 3]."""
+        """The views of those files that can be shown, of the shape that most of them have: [n, height, width, 3]."""
         prepared = self._decoders.map(lambda file: prepare(file, image), files)
         views = [view.pixels for one in prepared if not isinstance(one, Reject) for view in one.views]
-        return np.stack(views) if views else np.empty((0, image.size, image.size, 3), np.uint8)
+        shapes = Counter(pixels.shape for pixels in views).most_common(1)
+        return np.stack([pixels for pixels in views if pixels.shape == shapes[0][0]]) if views else NO_IMAGES
 
     def _decode_agreement(self, files: list[bytes], images: Images) -> float:
         """The fraction of the tokens that mode `exact` of decoding would give as well."""

@@ -35,6 +35,7 @@ FLOORS: dict[str, int] = {
     "pipeline.engine_cpu": 3,
     "pipeline.engine": 3,
     "pipeline.calibration": 3,
+    "pipeline.batches": 3,
     "pipeline.tokenize_shard": 3,
     "pipeline.output": 3,
     "pipeline.resume": 3,

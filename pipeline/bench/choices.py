@@ -11,6 +11,7 @@ from pipeline.encoding import Precision
 from pipeline.engine import Engine
 from pipeline.errors import ModelError
 from pipeline.images import ImageConfig
+from pipeline.images.catalogue import DecodeMode
 from pipeline.model import VQModel
 from pipeline.storage import Storage
 
@@ -18,9 +19,10 @@ AGREEMENT_IMAGES = 8  # half floats may be slow where the hardware has none
 
 
 def decode_modes(image: ImageConfig) -> Iterator[ImageConfig]:
-    """The image configuration in each decode mode there is."""
-    for mode in get_args(ImageConfig.model_fields["decode"].annotation):
-        yield image.model_copy(update={"decode": mode})
+    """The image configuration in each decode mode that the recipe has."""
+    for mode in get_args(DecodeMode):
+        if mode in image.facts.decode:
+            yield image.model_copy(update={"decode": mode})
 
 
 def model_alone(

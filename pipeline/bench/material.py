@@ -1,6 +1,7 @@
 """What the stages are measured on: the beginning of the user's own shards, in memory, and what stages make of it."""
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,6 +13,7 @@ from pipeline.errors import ShardError, StorageError, UsageError
 from pipeline.images import Prepared, View
 from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import Sample, TarReader
+from pipeline.sidecars import read_sidecars
 from pipeline.storage import ByteStream
 from pipeline.tokenize_shard import Line
 from pipeline.tokens.schema import Row
@@ -74,6 +76,8 @@ def gather(line: Line, shards: Sequence[Shard]) -> Material:
     Raises:
         UsageError: none of them gives an image.
     """
+    if line.engine.multiple:
+        raise UsageError("images of several shapes cannot be measured apart; choose an image.recipe of squares")
     problems = []
     for shard in shards:
         try:
@@ -116,6 +120,7 @@ def _material(
 
 
 def _row(line: Line, sample: Sample, prepared: Prepared, view: View) -> Row:
+    sidecars = read_sidecars(sample.members, line.columns, Counter())
     return Row(
         key=sample.key,
         sample_index=sample.index,
@@ -124,15 +129,11 @@ def _row(line: Line, sample: Sample, prepared: Prepared, view: View) -> Row:
         width=prepared.width,
         crop=view.crop,
         flip=view.flip,
-        caption=_text(sample, line.columns.caption),
-        label=None,
-        meta=_text(sample, line.columns.meta),
+        caption=sidecars.caption,
+        label=sidecars.label,
+        meta=sidecars.meta,
+        fields=sidecars.fields,
     )
-
-
-def _text(sample: Sample, extension: str | None) -> str | None:
-    data = sample.members.get(extension) if extension else None
-    return None if data is None else data.decode(errors="replace")
 
 
 def walk(material: Material) -> int:

@@ -18,6 +18,8 @@ RecipeName = Literal[
     "open-muse",
     "amused",
     "maskgit-vqgan",
+    "emu3",
+    "buckets",
 ]
 Interpolation = Literal["bilinear", "bicubic", "lanczos", "box"]
 DecodeMode = Literal["exact", "tensor", "fast"]
@@ -32,6 +34,7 @@ class RecipeFacts:
         value_range: what that code gives its model; None if it belongs to no code.
         views: of each sample; None if `image.crops` says.
         random: cuts by lot.
+        varies: its views have several shapes.
         decode: the modes that it works in. Halving by `box` is Pillow's alone, and what was decoded at a lower scale
             can only be resampled whole.
     """
@@ -40,6 +43,7 @@ class RecipeFacts:
     value_range: ValueRange | None = None
     views: int | None = 1
     random: bool = False
+    varies: bool = False
     decode: frozenset[DecodeMode] = frozenset(("exact", "tensor", "fast"))
 
 
@@ -58,5 +62,7 @@ CATALOGUE: Final[Mapping[RecipeName, RecipeFacts]] = MappingProxyType(
         "open-muse": RecipeFacts("bilinear", ValueRange.UNIT),
         "amused": RecipeFacts("bilinear", ValueRange.UNIT, random=True),
         "maskgit-vqgan": RecipeFacts("bilinear", ValueRange.UNIT),
+        "emu3": RecipeFacts("bicubic", ValueRange.SIGNED, varies=True, decode=_UNSCALED),
+        "buckets": RecipeFacts(varies=True, decode=_UNSCALED),
     }
 )

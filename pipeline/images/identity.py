@@ -37,10 +37,14 @@ def describe(config: ImageConfig, seed: int = 0) -> dict[str, Any]:
     What resamples is for the actors to say (`resampler`). The versions of the WebP and AVIF libraries inside Pillow are
     not part of it.
     """
-    own = {"crops": config.views, "min_crop_scale": config.crop_scale} if config.recipe == "4m" else {}
+    own: dict[str, Any] = {}
+    if config.recipe == "4m":
+        own = {"crops": config.views, "min_crop_scale": config.crop_scale}
+    elif config.recipe == "buckets":
+        own = {"buckets": [list(shape) for shape in config.shapes]}
     lot = {"seed": seed} if config.facts.random else {}
     return {
-        **config.model_dump(mode="json", exclude={"crops", "min_crop_scale"}),
+        **config.model_dump(mode="json", exclude={"crops", "min_crop_scale", "buckets", "patch"}),
         "interpolation": config.filter,
         **own,
         **lot,

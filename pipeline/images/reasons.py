@@ -16,6 +16,7 @@ class Reason(StrEnum):
     UNSUPPORTED_FORMAT = "unsupported_format"  # an image, of a format or a kind that is not decoded here
     TOO_LARGE = "too_large"  # over a limit; found before the pixels are decoded
     TOO_SMALL = "too_small"  # under `image.min_side`
+    ASPECT = "aspect"  # longer than the recipe takes
     TRUNCATED = "truncated"  # the file ends early
     CORRUPT = "corrupt"  # the decoder gave up for another cause
     INTERNAL = "internal"  # out of memory, or a bug: the detail names the exception

@@ -14,6 +14,7 @@ from pipeline.images import llamagen
 from pipeline.images.catalogue import RecipeName
 from pipeline.images.config import ImageConfig
 from pipeline.images.fourm import fourm
+from pipeline.images.grids import buckets, emu3
 from pipeline.images.pictures import Picture
 from pipeline.images.views import Draw, Recipe, View, below, shorter_side_to, source_box
 
@@ -82,6 +83,8 @@ RECIPES: Final[Mapping[RecipeName, Recipe]] = MappingProxyType(
         "open-muse": center_crop,
         "amused": amused,
         "maskgit-vqgan": center_crop,
+        "emu3": emu3,
+        "buckets": buckets,
     }
 )
 

@@ -4,8 +4,8 @@ Everything is read back from the draft: what is judged is what will be stored.
 """
 
 import io
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -21,12 +21,14 @@ from pipeline.qa.metrics import ssim
 from pipeline.qa.networks import Networks
 from pipeline.qa.sampling import Chosen, Pixels, SampleKind, Sampler
 from pipeline.qa.statistics import ShardStatistics, entropy, psnr
-from pipeline.tokens.schema import PartFooter, TokenSpec
+from pipeline.tokens.schema import PartFooter
 
 READ_ROWS = 2000  # at once; 4 MB of tokens at 1,024 per row
 WEBP = {"quality": 85, "method": 1}  # 7 ms for 256 pixels; method 4, Pillow's default, 29 ms for a tenth fewer bytes
-_COLUMNS = ["sample_index", "view", "tokens", "height", "width"]
+_COUNTED = ["sample_index", "view", "height", "width"]
+_SHAPES = ["grid_height", "grid_width"]
 _VIEWS = 256  # of one sample at most: `view` is a uint8
+Grid = npt.NDArray[np.int64]
 T = TypeVar("T")
 
 
@@ -57,7 +59,7 @@ def inspect_shard(
     networks = networks or Networks()
     statistics = ShardStatistics(footer.spec.codebook_size)
     chosen = sampler.chosen()
-    grids = _read(path, footer.spec, statistics, chosen)
+    grids = _read(path, statistics, chosen)
     # a GPU dies of a wrong index
     samples = [] if statistics.out_of_range else _compare(chosen, grids, decoder, networks)
     drawn = [sample for sample in samples if sample.kind == SampleKind.RANDOM]
@@ -83,27 +85,54 @@ def inspect_shard(
     return Evidence(report, samples)
 
 
-def _read(path: Path, spec: TokenSpec, statistics: ShardStatistics, chosen: Sequence[Chosen]) -> Indices:
-    """Count all rows; returns the stored grids [n, h, w] of the chosen ones, in their order."""
-    shape = spec.grid_height, spec.grid_width
+def _read(path: Path, statistics: ShardStatistics, chosen: Sequence[Chosen]) -> list[Grid]:
+    """Count all rows; returns the stored grids of the chosen ones, in their order."""
     places = {view.sample_index * _VIEWS + view.view: number for number, view in enumerate(chosen)}
     wanted = np.array(list(places), np.int64)
-    grids: dict[int, npt.NDArray[Any]] = {}
+    grids: dict[int, Grid] = {}
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(READ_ROWS, columns=_COLUMNS):
-            columns = {name: batch.column(name).to_numpy() for name in _COLUMNS if name != "tokens"}
-            tokens = batch.column("tokens").flatten().to_numpy().reshape(-1, *shape)
-            statistics.add(tokens, **columns)
-            place = columns["sample_index"].astype(np.int64) * _VIEWS + columns["view"]
-            for row in np.flatnonzero(np.isin(place, wanted)):
-                grids[places[int(place[row])]] = tokens[row].astype(np.int64)
+        for batch in file.iter_batches(READ_ROWS, columns=["tokens", *_SHAPES, *_COUNTED]):
+            for rows, tokens in _of_one_shape(batch):
+                columns = {name: batch.column(name).to_numpy()[rows] for name in _COUNTED}
+                statistics.add(tokens, **columns)
+                place = columns["sample_index"].astype(np.int64) * _VIEWS + columns["view"]
+                for row in np.flatnonzero(np.isin(place, wanted)):
+                    grids[places[int(place[row])]] = tokens[row].astype(np.int64)
     assert len(grids) == len(chosen), f"{path}: the part must hold the {len(chosen)} views chosen, got {len(grids)}"
-    return np.array([grids[number] for number in range(len(chosen))], np.int64).reshape(-1, *shape)
+    return [grids[number] for number in range(len(chosen))]
 
 
-def _compare(chosen: Sequence[Chosen], grids: Indices, decoder: Decoder, networks: Networks) -> list[SampleEvidence]:
-    if not chosen:
-        return []
+def _of_one_shape(batch: Any) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[Any]]]:
+    """Numbers and tokens [n, h, w] of the rows that have a grid of one shape, shape by shape."""
+    flat = batch.column("tokens").flatten().to_numpy()
+    shapes = np.stack([batch.column(name).to_numpy().astype(np.int64) for name in _SHAPES], axis=1)
+    starts = np.concatenate([[0], np.cumsum(shapes.prod(axis=1))])[:-1]
+    for height, width in np.unique(shapes, axis=0):
+        rows = np.flatnonzero((shapes == (height, width)).all(axis=1))
+        if len(rows) == len(shapes):
+            yield rows, flat.reshape(-1, height, width)
+        else:
+            yield rows, flat[starts[rows, None] + np.arange(height * width)].reshape(-1, height, width)
+
+
+def _compare(
+    chosen: Sequence[Chosen], grids: Sequence[Grid], decoder: Decoder, networks: Networks
+) -> list[SampleEvidence]:
+    """The evidence of the chosen views, in their order."""
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, grid in enumerate(grids):
+        alike[grid.shape].append(number)
+    found: dict[int, SampleEvidence] = {}
+    for numbers in alike.values():
+        views, some = [chosen[number] for number in numbers], np.stack([grids[number] for number in numbers])
+        found.update(zip(numbers, _compare_alike(views, some, decoder, networks), strict=True))
+    return [found[number] for number in range(len(chosen))]
+
+
+def _compare_alike(
+    chosen: Sequence[Chosen], grids: Indices, decoder: Decoder, networks: Networks
+) -> Iterator[SampleEvidence]:
+    """Of views of one shape."""
     originals, reconstructions = np.stack([view.pixels for view in chosen]), decoder.decode(grids)
     similarities = ssim(originals, reconstructions)
     distances = decoder.lend(partial(networks.lpips, originals, reconstructions))
@@ -112,27 +141,23 @@ def _compare(chosen: Sequence[Chosen], grids: Indices, decoder: Decoder, network
         decoder.lend(partial(networks.features, images[:drawn])) + [None] * (len(chosen) - drawn)
         for images in (originals, reconstructions)
     ]
-    samples = []
     for number, (view, grid, reconstruction) in enumerate(zip(chosen, grids, reconstructions, strict=True)):
         counts = np.unique(grid, return_counts=True)[1]
-        samples.append(
-            SampleEvidence(
-                key=view.key,
-                sample_index=view.sample_index,
-                view=view.view,
-                kind=view.kind.value,
-                original=_webp(view.pixels),
-                reconstruction=_webp(reconstruction),
-                psnr=psnr(view.pixels, reconstruction),
-                ssim=similarities[number],
-                lpips=distances[number],
-                entropy=entropy(counts),
-                top_code=float(counts.max() / grid.size),
-                original_features=features[0][number],
-                reconstruction_features=features[1][number],
-            )
+        yield SampleEvidence(
+            key=view.key,
+            sample_index=view.sample_index,
+            view=view.view,
+            kind=view.kind.value,
+            original=_webp(view.pixels),
+            reconstruction=_webp(reconstruction),
+            psnr=psnr(view.pixels, reconstruction),
+            ssim=similarities[number],
+            lpips=distances[number],
+            entropy=entropy(counts),
+            top_code=float(counts.max() / grid.size),
+            original_features=features[0][number],
+            reconstruction_features=features[1][number],
         )
-    return samples
 
 
 def _mean(values: Sequence[float]) -> float | None:

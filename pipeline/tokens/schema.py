@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipeline.errors import Reject, Stage
 
+Grids = npt.NDArray[Any] | Sequence[npt.NDArray[Any]]
+
 SCHEMA_VERSION = 1
 FOOTER_KEY = b"tokenmill"
 MAX_UINT16_CODES = 1 << 16
@@ -120,12 +122,18 @@ class TokenSpec:
 
     Attributes:
         codebook_size: K; indices are in [0, K).
-        grid_height, grid_width: h and w of the token grid; a row holds h * w indices.
+        grid_height, grid_width: h and w of the token grid; a row holds h * w indices. Both are 0 where the grids of a
+            run have several shapes.
     """
 
     codebook_size: int
     grid_height: int
     grid_width: int
+
+    @property
+    def varies(self) -> bool:
+        """Whether rows have grids of several shapes."""
+        return self.grid_height == 0
 
     @property
     def tokens_per_view(self) -> int:
@@ -154,6 +162,11 @@ class Row:
     fields: tuple[Any, ...] = ()
 
 
+def _tokens_type(spec: TokenSpec) -> pa.DataType:
+    code = pa.from_numpy_dtype(spec.dtype)
+    return pa.list_(code) if spec.varies else pa.list_(code, spec.tokens_per_view)
+
+
 def arrow_schema(spec: TokenSpec, columns: ColumnsConfig) -> pa.Schema:
     """The Arrow schema of a part's rows."""
     fields = [
@@ -161,7 +174,7 @@ def arrow_schema(spec: TokenSpec, columns: ColumnsConfig) -> pa.Schema:
         pa.field("shard", pa.dictionary(pa.int32(), pa.string()), nullable=False),
         pa.field("sample_index", pa.uint32(), nullable=False),
         pa.field("view", pa.uint8(), nullable=False),
-        pa.field("tokens", pa.list_(pa.from_numpy_dtype(spec.dtype), spec.tokens_per_view), nullable=False),
+        pa.field("tokens", _tokens_type(spec), nullable=False),
         pa.field("grid_height", pa.uint16(), nullable=False),
         pa.field("grid_width", pa.uint16(), nullable=False),
         pa.field("height", pa.uint32(), nullable=False),
@@ -176,33 +189,28 @@ def arrow_schema(spec: TokenSpec, columns: ColumnsConfig) -> pa.Schema:
 
 
 def to_arrow(
-    rows: Sequence[Row], tokens: npt.NDArray[Any], *, shard: str, spec: TokenSpec, columns: ColumnsConfig
+    rows: Sequence[Row], tokens: Grids, *, shard: str, spec: TokenSpec, columns: ColumnsConfig
 ) -> pa.RecordBatch:
     """Rows and their tokens as one record batch.
 
     Args:
         rows: N rows.
-        tokens: [N, h, w] indices of any integer dtype.
+        tokens: [N, h, w] indices of any integer dtype; N grids [h, w] where they vary.
         shard: canonical URL of the shard.
 
     Raises:
         ValueError: the tokens do not have the shape of `spec`, or an index lies outside [0, codebook_size).
     """
     count = len(rows)
-    if tokens.shape != (count, spec.grid_height, spec.grid_width):
-        raise ValueError(f"tokens must be {(count, spec.grid_height, spec.grid_width)}, got {tokens.shape}")
-    if count and not (tokens.min() >= 0 and tokens.max() < spec.codebook_size):
-        raise ValueError(
-            f"indices must be in [0, {spec.codebook_size}), got values from {tokens.min()} to {tokens.max()}"
-        )
     schema = arrow_schema(spec, columns)
     crops = np.array([row.crop for row in rows], np.float32).reshape(-1)
-    flat = np.ascontiguousarray(tokens, spec.dtype).reshape(-1)
+    column = _tokens_array(tokens, count, spec)
+    heights, widths = np.array([grid.shape for grid in tokens], np.uint16).reshape(-1, 2).T
     values: dict[str, Any] = {
         "shard": pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([shard])),
-        "tokens": pa.FixedSizeListArray.from_arrays(pa.array(flat), spec.tokens_per_view),
-        "grid_height": np.full(count, spec.grid_height, np.uint16),
-        "grid_width": np.full(count, spec.grid_width, np.uint16),
+        "tokens": column,
+        "grid_height": heights,
+        "grid_width": widths,
         "crop": pa.FixedSizeListArray.from_arrays(pa.array(crops), 4),
         **{name: [row.fields[number] for row in rows] for number, name in enumerate(columns.fields)},
     }
@@ -210,6 +218,23 @@ def to_arrow(
         pa.array(values[f.name] if f.name in values else [getattr(row, f.name) for row in rows], f.type) for f in schema
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _tokens_array(tokens: Grids, count: int, spec: TokenSpec) -> pa.Array:
+    """The column of tokens, checked."""
+    if spec.varies:
+        flat = np.concatenate([np.empty(0, np.int64), *(grid.reshape(-1) for grid in tokens)])
+    else:
+        expected, flat = (count, spec.grid_height, spec.grid_width), np.asarray(tokens).reshape(-1)
+        if np.shape(tokens) != expected:
+            raise ValueError(f"tokens must be {expected}, got {np.shape(tokens)}")
+    if len(flat) and not (flat.min() >= 0 and flat.max() < spec.codebook_size):
+        raise ValueError(f"indices must be in [0, {spec.codebook_size}), got values from {flat.min()} to {flat.max()}")
+    codes = pa.array(flat.astype(spec.dtype, copy=False))
+    if not spec.varies:
+        return pa.FixedSizeListArray.from_arrays(codes, spec.tokens_per_view)
+    offsets = np.cumsum([0, *(grid.size for grid in tokens)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), codes)
 
 
 # --- the footer ------------------------------------------------------------------------------------------------------

@@ -6,12 +6,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.tokens.schema import FOOTER_KEY, ColumnsConfig, PartFooter, Row, TokenSpec, arrow_schema, to_arrow
+from pipeline.tokens.schema import FOOTER_KEY, ColumnsConfig, Grids, PartFooter, Row, TokenSpec, arrow_schema, to_arrow
 
 # Above so many codes a dictionary page per row group costs more than it saves (measured: 1,024 codes 10.05 bits per
 # token by dictionary; 16,384 codes 14.07 by byte-stream-split against 14.63).
@@ -61,8 +60,8 @@ class PartWriter:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._writer.close()
 
-    def add(self, rows: Sequence[Row], tokens: npt.NDArray[Any]) -> None:
-        """Append N rows with their tokens [N, h, w]; whole row groups go to disk.
+    def add(self, rows: Sequence[Row], tokens: Grids) -> None:
+        """Append N rows with their tokens: [N, h, w], or N grids [h, w] where they vary; whole row groups go to disk.
 
         Raises:
             ValueError: wrong shape or an index outside the codebook.
@@ -107,7 +106,7 @@ class PartWriter:
                 raise PartDamaged(f"{self._path}: read back {file.metadata.num_rows} rows, wrote {self.rows}")
 
 
-def _checksum(tokens: pa.FixedSizeListArray, start: int) -> int:
+def _checksum(tokens: pa.Array, start: int) -> int:
     return zlib.crc32(memoryview(tokens.flatten().to_numpy(zero_copy_only=True)), start)
 
 

@@ -32,7 +32,13 @@ def production_line(
 ) -> Iterator[Line]:
     """A line on the CPU for images of `size` pixels."""
     meter, image = Meter(), ImageConfig(size=size, **image_options)
-    engine = Engine(VQModel.from_pretrained(model), image_size=size, batch_size=batch_size, meter=meter)
+    engine = Engine(
+        VQModel.from_pretrained(model),
+        image_size=size,
+        multiple=image.multiple if image.facts.varies else None,
+        batch_size=batch_size,
+        meter=meter,
+    )
     with ThreadPoolExecutor(2) as decoders:
         yield Line(
             storage=storage or Storage(),

@@ -331,7 +331,8 @@ def _provenance(job: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "weights from", str(job.get("config", {}).get("model", {}).get("path", "not recorded"))
     yield "precision", str(identity.get("precision", "not recorded"))
     spec = job["spec"]
-    yield "tokens", f"{spec['grid_height']} x {spec['grid_width']}, {spec['codebook_size']:,} codes"
+    shape = f"{spec['grid_height']} x {spec['grid_width']}" if spec["grid_height"] else "several shapes"
+    yield "tokens", f"{shape}, {spec['codebook_size']:,} codes"
     for section in ("image", "columns"):
         yield from _leaves(identity.get(section, {}), section)
     yield "tokenmill", str(job.get("tokenmill", "not recorded"))

@@ -216,6 +216,8 @@ def _read_all(
 def _some_tokens(storage: Storage, parts: Mapping[str, Blob], spec: Mapping[str, int]) -> tuple[npt.NDArray[Any], int]:
     """The first rows of some parts, chosen by the hash of their ids: [rows, h * w]; and how many parts they are of."""
     width = spec["grid_height"] * spec["grid_width"]
+    if not width:  # grids of several shapes: a place in one is none in another
+        return np.empty((0, 0), np.uint32), 0
     rows = max(1, min(POSITION_ROWS, MAX_POSITION_TOKENS // (POSITION_PARTS * width)))
     chosen = sorted(parts, key=_hash)[:POSITION_PARTS]
     with ThreadPoolExecutor(POSITION_PARTS, thread_name_prefix="report") as pool:
