@@ -7,7 +7,7 @@ from threading import Event
 
 import pytest
 
-from pipeline.storage import Storage, StorageConfig, reading
+from pipeline.storage import Storage, StorageConfig, reading, remote
 from pipeline.storage.failures import NoCredentials, StaleCredentials
 from tests.storage.test_streams import content
 from tests.support.credentials import CHAIN, Doorman, Issuer, issuer
@@ -69,6 +69,7 @@ def test_expiry_during_a_stream(server: S3, chain: pytest.MonkeyPatch, claimed: 
 
 
 def test_every_call_meets_an_expiry(server: S3, chain: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    chain.setattr(remote, "RENEW_SECONDS", 0.1)  # each call meets an expiry of its own here
     (tmp_path / "file").write_bytes(b"x" * 100)
     with issuer(3600) as given, fault_proxy(server.endpoint) as proxy:
         use(chain, given)

@@ -118,16 +118,6 @@ def test_wrong_secret(s3: S3, call: Callable, monkeypatch: pytest.MonkeyPatch) -
     assert "CANARY" not in str(caught.value)
 
 
-@pytest.mark.system
-def test_no_credentials(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
-    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
-        monkeypatch.setenv(name, "/nonexistent")
-    with pytest.raises(UsageError, match="provider chain gives no credentials"):
-        Storage(StorageConfig(stall_seconds=58)).stat("s3://tests/a")
-
-
 @pytest.mark.parametrize(
     ("url", "options"), [("s3://Bad Bucket!/a", {}), ("s3://bucket/a", {"nonsense": 1})], ids=["name", "option"]
 )
