@@ -7,6 +7,7 @@ gives all names in one page. To SeaweedFS and Azurite a backslash is a slash. rc
 conditions: the probe must refuse them (tests/test_commit.py, and below).
 """
 
+import logging
 import os
 import uuid
 from collections import Counter
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Barrier
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 import pytest
 from azure.storage.blob import generate_container_sas
@@ -255,6 +256,13 @@ def test_missing_bucket(place: Place, storage: Storage, tmp_path: Path) -> None:
 # --- stores that ask who is there -------------------------------------------------------------------------------------
 
 
+def test_key_of_azurite_is_not_logged(of_azurite: Place, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    of_azurite.storage().write(f"{of_azurite.url}/a", b"x")
+    assert of_azurite.storage().read(f"{of_azurite.url}/a") == b"x"
+    assert AZURITE_KEY not in caplog.text
+
+
 def test_wrong_key_at_azurite(of_azurite: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     variable = "AZURE_STORAGE_CONNECTION_STRING"
     monkeypatch.setenv(variable, of_azurite.environment[variable].replace(AZURITE_KEY, f"Canary{AZURITE_KEY[6:]}"))
@@ -263,7 +271,10 @@ def test_wrong_key_at_azurite(of_azurite: Place, monkeypatch: pytest.MonkeyPatch
     assert "Canary" not in str(caught.value)
 
 
-def test_expired_signature_at_azurite(of_azurite: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expired_signature_at_azurite(
+    of_azurite: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
     variable, storage = "AZURE_STORAGE_CONNECTION_STRING", of_azurite.storage(retry_seconds=0, stall_seconds=58)
     past = datetime.now(UTC) - timedelta(hours=1)
     rights = {"permission": "rl", "start": past - timedelta(hours=1), "expiry": past}
@@ -272,7 +283,10 @@ def test_expired_signature_at_azurite(of_azurite: Place, monkeypatch: pytest.Mon
     monkeypatch.setenv(variable, f"{place};SharedAccessSignature={signature}")
     with pytest.raises(Forbidden, match="permission denied") as caught:
         storage.stat(f"{of_azurite.url}/a")
-    assert parse_qs(signature)["sig"][0] not in str(caught.value)
+    secret = parse_qs(signature)["sig"][0]
+    said = str(caught.value) + caplog.text
+    assert secret not in said
+    assert quote(secret, safe="") not in said
 
 
 def test_no_permission_at_seaweedfs(of_seaweedfs: Place, tmp_path: Path) -> None:

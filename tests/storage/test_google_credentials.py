@@ -4,6 +4,7 @@ A real client of GCS, with a token service and a door of ours before the emulato
 """
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,7 +71,10 @@ def store(tmp_path: Path, key: str) -> Iterator[tuple[Storage, FaultProxy, Door]
             yield there.storage(retry_seconds=5), proxy, door
 
 
-def test_expiry_during_a_stream(store: tuple[Storage, FaultProxy, Door], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expiry_during_a_stream(
+    store: tuple[Storage, FaultProxy, Door], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
     monkeypatch.setattr(reading, "BLOCK_BYTES", BLOCK)
     (storage, proxy, door), received, working = store, bytearray(), Event()
     storage.write("gs://conformance/a.tar", content(16 * BLOCK))
@@ -81,12 +85,14 @@ def test_expiry_during_a_stream(store: tuple[Storage, FaultProxy, Door], monkeyp
     assert received == content(16 * BLOCK)
     assert len(door.let_in) > 1
     assert not proxy.faults
+    assert TOKEN not in caplog.text
 
 
-def test_token_that_is_refused(store: tuple[Storage, FaultProxy, Door]) -> None:
+def test_token_that_is_refused(store: tuple[Storage, FaultProxy, Door], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
     storage, proxy, door = store
     door.issued = {}
     with pytest.raises(Forbidden, match="permission denied") as caught:
         storage.stat("gs://conformance/a.tar")
-    assert TOKEN not in str(caught.value)
+    assert TOKEN not in str(caught.value) + caplog.text
     assert proxy.faults[Fault.UNAUTHORIZED] >= 1

@@ -1,5 +1,6 @@
 """`hf://`: data sets of the Hugging Face Hub are read as any store is, and written if overwriting is accepted."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -171,6 +172,18 @@ def test_branch_that_moves_under_a_commit(here: Hub, deed: Callable[[Storage, st
         deed(through(proxy), f"{URL}/out/a.bin")
     assert here.files.get("out/a.bin") in (b"new", None)
     assert proxy.faults == {Fault.TAKEN: 2}
+
+
+def test_token_of_the_user(here: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("HF_TOKEN", token := "hf_canaryCANARYcanary")
+    storage = Storage(StorageConfig(options={"endpoint": here.endpoint}, retry_seconds=0))
+    storage.write(f"{URL}/a.bin", b"x")
+    assert storage.read(f"{URL}/a.bin") == b"x"
+    with pytest.raises(NotFound) as caught:
+        storage.read("hf://datasets/tests/others/a.bin")
+    assert here.tokens == {f"Bearer {token}"}
+    assert token not in str(caught.value) + caplog.text
 
 
 def test_bucket_of_the_hub(storage: Storage) -> None:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,12 +51,13 @@ def read_in_a_process(endpoint: str) -> dict[str, int]:
 
 
 @pytest.mark.timeout(600 + 60 * GIB)
-def test_memory_does_not_grow_with_the_shard() -> None:
+def test_memory_does_not_grow_with_the_shard(record_property: Callable[[str, object], None]) -> None:
     small, large = SyntheticTar(256), SyntheticTar(round(GIB * (1 << 30) / STRIDE))
     with synthetic_store(small) as endpoint:
         first = read_in_a_process(endpoint)
     with synthetic_store(large) as endpoint:
         second = read_in_a_process(endpoint)
+    record_property("grew by", {"256 MiB": first["mib"], f"{GIB:g} GiB": second["mib"]})
     assert (first["samples"], second["samples"]) == (small.samples, large.samples)
     assert 0 < first["mib"] < BUDGET_MIB
     assert 0 < second["mib"] < BUDGET_MIB, f"{first} for 256 MiB, {second} for {GIB} GiB"

@@ -31,6 +31,7 @@ class Hub:
         large: so many bytes and more are sent ahead.
         objects: sha256 -> content of what was sent ahead.
         requests: how many came of each kind (`info`, `tree`, `commit`, ...).
+        tokens: with which they came.
     """
 
     endpoint: str
@@ -38,6 +39,7 @@ class Hub:
     large: float = math.inf
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: Counter[str] = field(default_factory=Counter)
+    tokens: set[str] = field(default_factory=set)
     lock: Lock = field(default_factory=Lock)
 
     def entries(self, paths: list[str]) -> list[dict[str, object]]:
@@ -157,6 +159,7 @@ def hub() -> Iterator[Hub]:
         def _answer(self, kind: str, status: int, content: object, span: str | None = None) -> None:
             with state.lock:
                 state.requests[kind] += 1
+                state.tokens.add(self.headers.get("Authorization", ""))
             body = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
             if status == 404:
