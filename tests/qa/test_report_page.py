@@ -43,6 +43,20 @@ def test_accounts_by_reason(tmp_path: Path) -> None:
     ]
 
 
+def test_accounts_with_what_was_filtered(tmp_path: Path) -> None:
+    summary = {"samples": 66, "filtered": 6, "filtered_by_rule": {"min_side": 5, "keys": 1}}
+    page = page_of(healthy(3, summary=summary), tmp_path)
+    found = rows(page)
+    assert [found[name] for name in ("samples", "tokenized", "rejected", "filtered, as was asked")] == [
+        ["66"],
+        ["60"],
+        ["0"],
+        ["6"],
+    ]
+    assert (found["min_side"], found["keys"]) == (["5"], ["1"])
+    assert "Every sample is tokenized, rejected or filtered, once" in page
+
+
 def test_metrics_with_their_interval(tmp_path: Path) -> None:
     """Four shards of one sample each: Student's t with three degrees of freedom, by hand."""
     psnrs = [20.0, 22.0, 24.0, 30.0]

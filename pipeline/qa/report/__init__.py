@@ -6,6 +6,7 @@
     estimate    means with confidence intervals, codebook statistics
     frechet     rFID
     figures     every number of the report
+    pairs       two runs on the same images
     gallery     its pictures
     plots       its plots (axes: their frames)
     page        all of it as one HTML file

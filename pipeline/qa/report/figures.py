@@ -10,10 +10,8 @@ import numpy.typing as npt
 
 from pipeline.qa.report.estimate import (
     CodebookUse,
-    Estimate,
     Spread,
     codebook_use,
-    estimate,
     positional_entropy,
     spread,
 )
@@ -140,6 +138,7 @@ class RunFigures:
     shards: Mapping[str, int]
     accounts: Mapping[str, int]
     rejects_by_reason: Mapping[str, int]
+    filtered_by_rule: Mapping[str, int]
     gates: list[dict[str, Any]]
     quarantined: list[dict[str, Any]]
     coverage: Coverage
@@ -167,6 +166,7 @@ def figures(run: Run) -> RunFigures:
         shards=run.state["shards"],
         accounts={name: run.state[name] for name in SUMS},
         rejects_by_reason=run.state["rejects_by_reason"],
+        filtered_by_rule=run.state.get("filtered_by_rule", {}),
         gates=run.gates,
         quarantined=list(run.state["quarantined"])[:NAMES],
         coverage=run.coverage,
@@ -355,43 +355,3 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, str]]:
         yield name, ", ".join(map(str, value))
     else:
         yield name, "none" if value is None else str(value)
-
-
-# --- two runs --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Paired:
-    """Two runs on the same images: second minus first."""
-
-    images: int
-    differences: Mapping[str, Estimate | None]
-
-
-def pairs(first: Run, second: Run, *, only_random: bool = False) -> list[tuple[Sample, Sample]]:
-    """The views that both runs have evidence of, by shard and key, or by key alone if they share no shard."""
-    shared = {record.id for record in first.records} & {record.id for record in second.records}
-    left, right = (_by_key(run, bool(shared), only_random) for run in (first, second))
-    return [(left[key], right[key]) for key in sorted(left.keys() & right.keys())]
-
-
-def paired(first: Run, second: Run) -> Paired:
-    """The mean difference of each metric over the views that both runs chose at random."""
-    both = pairs(first, second, only_random=True)
-    differences: dict[str, Estimate | None] = {}
-    for metric in METRICS:
-        found = [(getattr(a, metric.name), getattr(b, metric.name), a.shard) for a, b in both]
-        known = [(b - a, shard) for a, b, shard in found if a is not None and b is not None]
-        numbers, shards = [number for number, _ in known], [shard for _, shard in known]
-        differences[metric.name] = estimate(numbers, shards, row_counts(first)) if known else None
-    return Paired(len(both), differences)
-
-
-def _by_key(run: Run, by_shard: bool, only_random: bool) -> dict[tuple[str, str, int], Sample]:
-    """Views by name; a name that stands for several is left out."""
-    named: dict[tuple[str, str, int], list[Sample]] = {}
-    for record in run.records:
-        for view in record.views:
-            if view.kind == "random" or not only_random:
-                named.setdefault((view.shard if by_shard else "", view.key, view.view), []).append(view)
-    return {name: views[0] for name, views in named.items() if len(views) == 1}

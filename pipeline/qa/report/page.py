@@ -9,7 +9,7 @@ import base64
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,8 +21,9 @@ from markupsafe import Markup
 
 from pipeline.qa.report import plots
 from pipeline.qa.report.estimate import Estimate
-from pipeline.qa.report.figures import METRICS, Paired, RunFigures, metric_spread, total_histogram, values
+from pipeline.qa.report.figures import METRICS, RunFigures, metric_spread, total_histogram, values
 from pipeline.qa.report.gallery import Gallery
+from pipeline.qa.report.pairs import Paired
 from pipeline.qa.report.run import Run
 
 HERE = Path(__file__).parent
@@ -66,7 +67,8 @@ def render(
             runs=numbers,
             letters=[kind.upper() for kind in KINDS[: len(runs)]],
             metrics=METRICS,
-            reasons=_reasons(numbers),
+            reasons=_names(one.rejects_by_reason for one in numbers),
+            rules=_names(one.filtered_by_rule for one in numbers),
             paired=paired,
             galleries=shown,
             first=FIRST,
@@ -160,10 +162,10 @@ def _places(one: RunFigures) -> dict[str, str]:
     return {name: line.id for line in one.outliers for name in (line.id, line.url)}
 
 
-def _reasons(numbers: Sequence[RunFigures]) -> list[str]:
-    """Every reason of a reject, the most frequent first."""
-    total = sum((Counter(one.rejects_by_reason) for one in numbers), Counter[str]())
-    return [reason for reason, _ in total.most_common()]
+def _names(counts: Iterable[Mapping[str, int]]) -> list[str]:
+    """Every reason or rule of all runs, the most frequent first."""
+    total = sum(map(Counter, counts), Counter[str]())
+    return [name for name, _ in total.most_common()]
 
 
 def _hash(text: str) -> str:

@@ -6,9 +6,10 @@ from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
-from pipeline.qa.report.figures import NAMES, RunFigures, figures, paired
+from pipeline.qa.report.figures import NAMES, RunFigures, figures
 from pipeline.qa.report.gallery import galleries
 from pipeline.qa.report.page import render
+from pipeline.qa.report.pairs import paired
 from pipeline.qa.report.run import OnRead, read_run
 from pipeline.storage import Storage
 

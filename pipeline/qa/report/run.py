@@ -173,16 +173,18 @@ def _state(
 
 
 def _count(output: Output, parts: Mapping[str, Blob], on_read: OnRead | None) -> dict[str, Any]:
-    totals, reasons = Counter[str](), Counter[str]()
+    totals, reasons, rules = Counter[str](), Counter[str](), Counter[str]()
     with closing(output.footers(parts.values())) as footers:
         for number, footer in enumerate(footers, 1):
             totals.update(asdict(footer.counts))
             reasons.update(rejected.reject.reason for rejected in footer.rejects)
+            rules.update({rule: len(indices) for rule, indices in footer.filtered.items()})
             if on_read:
                 on_read(number, len(parts))
     return {
         **{name: totals[name] for name in SUMS if name != "bytes"},
         "rejects_by_reason": dict(reasons.most_common()),
+        "filtered_by_rule": dict(rules.most_common()),
         "bytes": sum(blob.size for blob in parts.values()),
     }
 
