@@ -16,6 +16,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
 __all__ = ["s3", "store_url"]  # fixtures
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under `-n` a file stays together, for what it shares; files that share a cluster, too."""
     for item in items:
