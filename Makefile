@@ -47,13 +47,13 @@ packages:
 
 # Whole commands and servers, undisturbed and disturbed. The long ones are the first in the order of collection.
 whole: setup packages $(AZURITE)
-	$(PYTEST) -n 3 --dist loadgroup --no-loadscope-reorder -m "system or chaos"
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m "system or chaos"
 
 system: setup packages $(AZURITE)
-	$(PYTEST) -n 3 --dist loadgroup -m "system and not chaos"
+	$(PYTEST) -n 3 --dist loadfile -m "system and not chaos"
 
 chaos-short: setup packages
-	$(PYTEST) -n 2 --dist loadgroup -m chaos
+	$(PYTEST) -n 2 --dist loadfile -m chaos
 
 # Heavier than CI: kills by the hundred, full disks, poison, hosts that vanish; and the driver at 100,000 shards.
 chaos: setup packages $(AZURITE)

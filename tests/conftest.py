@@ -16,14 +16,6 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
 __all__ = ["s3", "store_url"]  # fixtures
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under `-n` a file stays together, for what it shares; files that share a cluster, too."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """Make a folder for all processes of the session: the first one makes it, the others wait for it."""

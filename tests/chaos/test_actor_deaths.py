@@ -10,7 +10,7 @@ from tests.chaos.ground import FULL, LONGEST, STRETCH, Ground
 from tests.chaos.poison import SHARDS
 from tests.support.faults import POINTS, Fault
 
-pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("ground"), pytest.mark.timeout(LONGEST + 60)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(LONGEST + 60)]
 SEEDS, KILLS = (range(20), 5) if FULL else (range(1), 3)
 PATIENT = "limits.max_attempts=50"  # who is killed alone again and again is not to blame here
 

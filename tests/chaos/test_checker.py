@@ -17,7 +17,7 @@ from tests.support.checker import Watcher, problems
 from tests.support.commands import environment
 from tests.support.faults import Fault, Faults
 
-pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("ground")]
+pytestmark = pytest.mark.chaos
 
 
 def first_part(output: Path) -> Path:

@@ -11,7 +11,7 @@ from tests.chaos.ground import FULL, LONGEST, ONE_ACTOR, Ground
 from tests.support.commands import wait_until
 from tests.support.faults import ALWAYS, Fault
 
-pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("ground"), pytest.mark.timeout(2 * LONGEST)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2 * LONGEST)]
 LEAVING = 15  # seconds that a driver may take beside the notice: accounts, actors, Ray
 SLOW = 2.0  # seconds that each shard takes at least
 NOTICES = [(0, False), (1, False), (30, True), (0.5, False), (30, True)] if FULL else [(1, False), (30, True)]

@@ -12,7 +12,7 @@ from tests.chaos.poison import SHARDS
 from tests.support.commands import wait_until
 from tests.support.faults import ALWAYS, FINALISATION, Fault
 
-pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("ground")]
+pytestmark = pytest.mark.chaos
 CHAINS, KILLS = (range(7), 3) if FULL else (range(1), 2)
 LATEST = SHARDS - 3  # parts: the run then goes on for longer than the last pause before the kill
 POINTS = FINALISATION if FULL else ("after claim", "before summary.json")

@@ -10,7 +10,7 @@ from tests.chaos.poison import PLACES, key, mark
 from tests.support.checker import Part
 from tests.support.faults import ALWAYS, Fault
 
-pytestmark = [pytest.mark.chaos, pytest.mark.xdist_group("ground"), pytest.mark.timeout(2 * LONGEST)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(2 * LONGEST)]
 TOGETHER = ("segv", "hang", "devour")
 CASES = [TOGETHER, *((kind,) for kind in PLACES if FULL)]
 SETTINGS = [
