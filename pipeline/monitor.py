@@ -135,11 +135,11 @@ class Monitor:
 
     def empty_columns(self, columns: ColumnsConfig) -> list[str]:
         """The columns that the user named and no row of this run has a value in, as `columns.caption=txt`."""
-        asked = {name: getattr(columns, name) for name in sorted(columns.model_fields_set - {"fields"})}
-        asked.update(columns.fields)
-        return [
-            f"columns.{name}={asked[name]}" for name in asked if asked[name] and name not in self.filled and self.rows
-        ]
+        if not self.rows:
+            return []
+        asked = [(name, name, getattr(columns, name)) for name in sorted(columns.model_fields_set - {"fields"})]
+        asked += [(name, f"fields.{name}", source) for name, source in columns.fields.items()]
+        return [f"columns.{key}={source}" for name, key, source in asked if source and name not in self.filled]
 
     def reject_fraction(self) -> float | None:
         """The share of samples rejected, None while too few were seen to judge."""

@@ -120,6 +120,7 @@ def test_rejects_are_judged_only_on_enough_samples(time: Clock) -> None:
         ({}, []),
         ({"caption": "text", "label": "cls"}, ["columns.caption=text"]),
         ({"caption": "txt", "label": None, "meta": "jsn"}, ["columns.caption=txt", "columns.meta=jsn"]),
+        ({"fields": {"score": "meta.score: float"}}, ["columns.fields.score=meta.score: float"]),
     ],
 )
 def test_columns_that_were_asked_for_and_stay_empty(time: Clock, columns: dict, empty: list[str]) -> None:

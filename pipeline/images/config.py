@@ -24,7 +24,7 @@ _SHAPE: Final = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})")
 
 
 class ImageConfig(BaseModel):
-    """How the bytes of a sample become the square uint8 pixels that the model sees."""
+    """How the bytes of a sample become the uint8 pixels that the model sees."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
