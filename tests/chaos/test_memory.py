@@ -49,11 +49,10 @@ def measure_apart(folder: Path, size: int, model: Path, budget: int) -> int:
 
 def measure(path: Path, model: Path, output: Path, budget: int) -> int:
     """Tokenize a shard; the peak of this process's resident memory (bytes)."""
-    heart.DECODE_BUDGET = budget
     torch.set_num_threads(1)
     (shard,) = freeze(Storage(), [str(path)])
     with production_line(model, str(output), batch_size=8) as line:
-        report = heart.tokenize_shard(shard, replace(line, output=OutputConfig(url=str(output))))
+        report = heart.tokenize_shard(shard, replace(line, output=OutputConfig(url=str(output)), decode_budget=budget))
     assert report.counts.rows == shard.size // MEMBER_BYTES
     return peak_bytes()
 
