@@ -30,7 +30,10 @@ def model_alone(
 ) -> ModelFigures | None:
     """The model at one precision over batch sizes; None if the device does not have the precision."""
     source = config.model
-    model = VQModel.from_pretrained(source.path, source.subfolder, source.revision, storage=Storage(config.storage))
+    storage, range_ = Storage(config.storage), source.value_range
+    model = VQModel.from_pretrained(
+        source.path, source.subfolder, source.revision, storage=storage, value_range=range_
+    )
     try:
         engine = Engine(
             model,

@@ -1,4 +1,7 @@
-"""What the stages are measured on: the beginning of the user's own shards, in memory, and what stages make of it."""
+"""What the stages are measured on: the beginning of the user's own shards, in memory, and what stages make of it.
+
+An image is one view of a sample here, as in a run's rates: a recipe of ten crops makes ten images of each.
+"""
 
 import io
 from collections import Counter
@@ -34,6 +37,7 @@ class Material:
         walked: samples that lie whole in `tar`.
         walked_bytes: of the shard that those take.
         samples: the first of them.
+        views: images of each sample.
         images: [n, size, size, 3], made of the first samples.
         rows: of a part as large as the shard's, up to `LARGEST_PART`.
         tokens: [rows, h, w], each drawn by lot from the real ones, so that no two grids are alike.
@@ -44,6 +48,7 @@ class Material:
     walked: int
     walked_bytes: int
     samples: Sequence[Sample]
+    views: int
     images: Images
     rows: Sequence[Row]
     tokens: Indices
@@ -51,7 +56,7 @@ class Material:
     @property
     def bytes_per_image(self) -> float:
         """Of the shard."""
-        return self.walked_bytes / self.walked
+        return self.walked_bytes / (self.walked * self.views)
 
 
 class _Kept:
@@ -113,10 +118,11 @@ def _material(
     views = [(_row(line, sample, prepared, view), view.pixels) for sample, prepared in good for view in prepared.views]
     images, size = np.stack([pixels for _, pixels in views]), line.engine.batch_size
     found = np.concatenate([line.engine.encode(images[i : i + size]) for i in range(0, len(images), size)])
-    count = min(LARGEST_PART, max(1, round(len(samples) * (shard.size or held) / held)))
+    per_sample = line.image.views
+    count = min(LARGEST_PART, max(1, round(per_sample * len(samples) * (shard.size or held) / held)))
     rows = [replace(views[number % len(views)][0], sample_index=number, view=0) for number in range(count)]
     tokens = np.random.default_rng(0).choice(found.reshape(-1), (count, *found.shape[1:]))
-    return Material(shard, tar, len(samples), held, samples[:SAMPLES], images, rows, tokens)
+    return Material(shard, tar, len(samples), held, samples[:SAMPLES], per_sample, images, rows, tokens)
 
 
 def _row(line: Line, sample: Sample, prepared: Prepared, view: View) -> Row:

@@ -61,7 +61,7 @@ class Stages:
         def one() -> int:
             sample = next(samples)
             prepare_sample(sample.key, sample.members, image, seed=0)
-            return 1
+            return self._material.views
 
         return repeat(one, seconds)
 
@@ -88,7 +88,7 @@ class Stages:
 
     def _decode(self, sample: Sample) -> int:
         self._line.decode(sample.key, sample.members)
-        return 1
+        return self._material.views
 
     def _write(self) -> PartFooter:
         line, rows = self._line, len(self._material.rows)
