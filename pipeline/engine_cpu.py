@@ -53,12 +53,10 @@ def _keep_freed_memory() -> None:
     """Let glibc keep large freed blocks instead of returning them to the kernel after every layer.
 
     Every activation above 32 MiB would otherwise be mapped, and faulted in page by page, anew (measured: 17 to 36
-    percent of the encoder's time). One heap for all threads: those of single threads end at 64 MiB, and are unmapped
-    as often. Other C libraries have no such call, and no such habit.
+    percent of the encoder's time). Other C libraries have no such call, and no such habit.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
+        m_trim_threshold, m_mmap_max = -1, -4
         mallopt(m_mmap_max, 0)
         mallopt(m_trim_threshold, 1 << 30)
-        mallopt(m_arena_max, 1)
