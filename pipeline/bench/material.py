@@ -15,7 +15,7 @@ from pipeline.engine import Images, Indices
 from pipeline.errors import ShardError, StorageError, UsageError
 from pipeline.images import Prepared, View
 from pipeline.shards.manifest import Shard
-from pipeline.shards.tar import Sample, TarReader
+from pipeline.shards.tar import Sample, TarLimits, TarReader
 from pipeline.sidecars import read_sidecars
 from pipeline.storage import ByteStream
 from pipeline.tokenize_shard import Line
@@ -41,6 +41,7 @@ class Material:
         images: [n, size, size, 3], made of the first samples.
         rows: of a part as large as the shard's, up to `LARGEST_PART`.
         tokens: [rows, h, w], each drawn by lot from the real ones, so that no two grids are alike.
+        limits: of the tar.
     """
 
     shard: Shard
@@ -52,6 +53,7 @@ class Material:
     images: Images
     rows: Sequence[Row]
     tokens: Indices
+    limits: TarLimits
 
     @property
     def bytes_per_image(self) -> float:
@@ -103,7 +105,7 @@ def _read(line: Line, shard: Shard) -> tuple[bytes, list[Sample], int]:
     blob = shard.blob()
     with line.storage.stream(blob) as stream:
         kept = _Kept(stream)
-        reader = TarReader(kept, url=shard.url, size=blob.size)
+        reader = TarReader(kept, url=shard.url, size=blob.size, limits=line.tar)
         samples = []
         for sample in reader:
             samples.append(sample)
@@ -122,7 +124,7 @@ def _material(
     count = min(LARGEST_PART, max(1, round(per_sample * len(samples) * (shard.size or held) / held)))
     rows = [replace(views[number % len(views)][0], sample_index=number, view=0) for number in range(count)]
     tokens = np.random.default_rng(0).choice(found.reshape(-1), (count, *found.shape[1:]))
-    return Material(shard, tar, len(samples), held, samples[:SAMPLES], per_sample, images, rows, tokens)
+    return Material(shard, tar, len(samples), held, samples[:SAMPLES], per_sample, images, rows, tokens, line.tar)
 
 
 def _row(line: Line, sample: Sample, prepared: Prepared, view: View) -> Row:
@@ -144,7 +146,7 @@ def _row(line: Line, sample: Sample, prepared: Prepared, view: View) -> Row:
 
 def walk(material: Material) -> int:
     """Read the samples out of the tar once more; returns the bytes that they take."""
-    reader = TarReader(io.BytesIO(material.tar), url=material.shard.url, size=None)
+    reader = TarReader(io.BytesIO(material.tar), url=material.shard.url, size=None, limits=material.limits)
     count = sum(1 for _ in islice(reader, material.walked))
     assert count == material.walked, f"{material.shard.url}: {count} of {material.walked} samples came again"
     return material.walked_bytes

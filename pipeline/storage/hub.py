@@ -48,7 +48,7 @@ def upload(fs: Any, path: str, content: Path | bytes) -> None:
 
     place = fs.resolve_path(path)
     if not hasattr(place, "repo_id"):
-        raise StoreRefused(f"hf://{path}: buckets of the Hub can be read only; name a data set (hf://datasets/...)")
+        raise StoreRefused(f"hf://{path}: buckets of the Hub cannot be written; name a data set (hf://datasets/...)")
     where = {"repo_id": place.repo_id, "repo_type": place.repo_type, "revision": place.revision}
     with _branch_that_moves(path):
         HfApi(endpoint=fs.endpoint, token=fs.token).upload_file(

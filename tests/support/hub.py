@@ -18,7 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 from urllib.parse import parse_qs, unquote, urlsplit
 
-REPO = "tests/images"
+REPO = "tests/images"  # also the name of a bucket, which is another kind of store
+BUCKET = {"id": REPO, "private": False, "createdAt": "2026-11-21T00:00:00.000Z", "size": 0, "totalFiles": 0}
 
 
 @dataclass
@@ -118,6 +119,8 @@ def hub() -> Iterator[Hub]:
                 folder = path.removeprefix(f"/api/datasets/{REPO}/tree/main").strip("/")
                 found = state.entries(state.children(folder))
                 self._answer("tree", 200 if found else 404, found or {})
+            elif path == f"/api/buckets/{REPO}":
+                self._answer("bucket", 200, BUCKET)
             else:
                 known = path in (f"/api/datasets/{REPO}", f"/api/datasets/{REPO}/revision/main")
                 self._answer("info", 200 if known else 404, {"id": REPO, "sha": "0" * 40})
