@@ -31,9 +31,7 @@ def model_alone(
     """The model at one precision over batch sizes; None if the device does not have the precision."""
     source = config.model
     storage, range_ = Storage(config.storage), source.value_range
-    model = VQModel.from_pretrained(
-        source.path, source.subfolder, source.revision, storage=storage, value_range=range_
-    )
+    model = VQModel.from_pretrained(source.path, source.subfolder, source.revision, storage=storage, value_range=range_)
     try:
         engine = Engine(
             model,
