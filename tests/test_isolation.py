@@ -35,7 +35,7 @@ def poisoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Isolat
         "pipeline.images.find_image = find_image\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parent.parent}")
-    decoder = IsolatedDecoder(IMAGE, 0, SelectConfig(), seconds=3.0, memory_bytes=4 << 30)
+    decoder = IsolatedDecoder(IMAGE, 0, SelectConfig(), seconds=6.0, memory_bytes=4 << 30)
     yield decoder
     decoder.close()
 
@@ -58,7 +58,7 @@ def test_pixels_are_those_of_this_process() -> None:
     ("kind", "reason", "says"),
     [
         ("crash", "crashed", "SIGSEGV"),
-        ("hang", "crashed", "no answer within 3 s"),
+        ("hang", "crashed", "no answer within 6 s"),
         ("memory", "crashed", "exit code 1"),
     ],
 )
