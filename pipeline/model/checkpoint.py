@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -80,6 +78,9 @@ def _from_hub(repo: str, subfolder: str | None, revision: str | None) -> Path:
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     patterns = [prefix + CONFIG_NAME, f"{prefix}{WEIGHTS_STEM}*.safetensors", f"{prefix}{WEIGHTS_NAME}.index*.json"]
     quiet_clients()
+    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:

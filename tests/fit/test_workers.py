@@ -67,13 +67,13 @@ def test_stop_is_obeyed_by_all_and_one_worker_goes_on(
 
 
 def test_wrong_use_found_by_a_worker(photos: Path, tmp_path: Path) -> None:
-    order = task(tmp_path / "model", photos, perceptual_file=tmp_path / "none.safetensors")
+    order = task(tmp_path / "model", photos, workers=1, perceptual_file=tmp_path / "none.safetensors")
     with pytest.raises(UsageError, match=r"none\.safetensors: must be VGG16 weights"):
         fit_on_workers(order, Notes())
 
 
 def test_worker_that_fails(photos: Path, tmp_path: Path) -> None:
-    order = task(tmp_path / "model", photos)
+    order = task(tmp_path / "model", photos, workers=1)
     (order.folder / "log.csv").mkdir(parents=True)
     with pytest.raises(RunFailed, match=r"the same command goes on from the last checkpoint"):
         fit_on_workers(order, Notes())

@@ -192,7 +192,12 @@ def test_device_that_fails_the_golden_images_ends_the_run_before_the_first_shard
 @pytest.mark.parametrize(
     ("script", "settings", "error", "says"),
     [
-        ({"load": ["ok", "other weights"]}, (), RunFailed, "loaded another model than the first actor"),
+        (
+            {"load": ["ok", "other weights"], "measure": ["wait for two"]},
+            (),
+            RunFailed,
+            "loaded another model than the first actor",
+        ),
         ({"load": ["die"] * 9}, (), RunFailed, "3 actors in a row ended before they were ready"),
         ({"measure": ["disagree"]}, ("model.precision=fp16",), UsageError, "keeps only 50.00% of the tokens"),
         ({"measure": ["die"] * 3}, ("model.precision=fp16",), UsageError, "could not be measured"),
