@@ -47,17 +47,17 @@ packages:
 
 # Whole commands and servers, undisturbed and disturbed. The long ones are the first in the order of collection.
 whole: setup packages $(AZURITE)
-	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m "system or chaos"
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m "(system or chaos) and not thorough"
 
 system: setup packages $(AZURITE)
-	$(PYTEST) -n 3 --dist loadfile -m "system and not chaos"
+	$(PYTEST) -n 3 --dist loadfile -m "system and not chaos and not thorough"
 
 chaos-short: setup packages
-	$(PYTEST) -n 2 --dist loadfile -m chaos
+	$(PYTEST) -n 2 --dist loadfile -m "chaos and not thorough"
 
 # Heavier than CI: kills by the hundred, full disks, poison, hosts that vanish; and the driver at 100,000 shards.
 chaos: setup packages $(AZURITE)
-	CHAOS=full $(PYTEST) -m chaos
+	CHAOS=full $(PYTEST) -m "chaos or thorough"
 	CHAOS=full $(PYTEST) tests/system/test_store_faults.py
 
 scale: setup

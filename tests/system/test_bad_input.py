@@ -100,7 +100,7 @@ def test_wrong_commands_say_what_to_do(arguments: list[str], says: str, tmp_path
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("finished", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_foreign_object_under_a_parts_name_stops_the_run(
     tmp_path: Path, tiny_model: Path, corpus: Path, finished: bool
 ) -> None:

@@ -34,6 +34,7 @@ def test_driver_killed_in_the_middle(case: Case, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == sorted(case.parts), "no litter"
 
 
+@pytest.mark.thorough
 def test_actor_killed_in_the_middle(case: Case, tmp_path: Path) -> None:
     output, scratch = tmp_path / "out", tmp_path / "scratch"
     process = start(*case.arguments(output, "--set", f"cluster.scratch={scratch}"))
@@ -51,8 +52,10 @@ def test_actor_killed_in_the_middle(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("send", "number"),
-    [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)],
-    ids=["SIGTERM", "Ctrl-C in a terminal"],
+    [
+        pytest.param(os.kill, signal.SIGTERM, id="SIGTERM", marks=pytest.mark.thorough),
+        pytest.param(os.killpg, signal.SIGINT, id="Ctrl-C in a terminal"),
+    ],
 )
 def test_signal_drains_and_the_next_run_goes_on(
     case: Case, tmp_path: Path, send: Callable[[int, int], None], number: signal.Signals
