@@ -72,6 +72,13 @@ BENCH_GPU ?=
 bench-gpu:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) -m tests.benchmarks.gpu $(BENCH_GPU)
 
+# A prior of some size on a run of yours, where there is a GPU: make prior-gpu RUN=s3://bucket/tokens TO=prior
+PRIOR_GPU := dim=768 layers=12 heads=12 steps=50000 batch_size=64 learning_rate=6e-4 warmup_steps=1000 \
+	report_interval=100 checkpoint_interval=2500 hold_out=0.01 device=cuda
+.PHONY: prior-gpu
+prior-gpu: setup
+	$(BIN)/tokenmill prior $(RUN) --to $(TO) $(PRIOR_GPU:%=--set %)
+
 bench-qa: setup
 	$(BIN)/python -m tests.benchmarks.qa
 
