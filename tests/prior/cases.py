@@ -15,10 +15,10 @@ SPEC = TokenSpec(CODES, 4, 4)
 VALUES = 12  # of the codes are used
 
 
-def counting_tokens(shard: int, sample: int, view: int, spec: TokenSpec) -> np.ndarray:
-    """Tokens [h, w] that count on from a random one: only the first is unknown, and every place sees all values."""
-    start = np.random.default_rng([shard, sample, view]).integers(VALUES)
-    return (start + np.arange(spec.grid_height * spec.grid_width)).reshape(spec.grid_height, -1) % VALUES
+def plain_tokens(shard: int, sample: int, view: int, spec: TokenSpec) -> np.ndarray:
+    """Tokens [h, w] that are all the same: only the first one seen is news, and every place has all values."""
+    value = np.random.default_rng([shard, sample, view]).integers(VALUES)
+    return np.full((spec.grid_height, spec.grid_width), value)
 
 
 def labelled_tokens(shard: int, sample: int, view: int, spec: TokenSpec) -> np.ndarray:
@@ -27,10 +27,10 @@ def labelled_tokens(shard: int, sample: int, view: int, spec: TokenSpec) -> np.n
     return noise + 4 * (sample % 5 < 2)
 
 
-def counting_run(folder: Path, model: Path | None = None, samples: tuple[int, ...] = (90, 60), **made: Any) -> str:
+def prior_run(folder: Path, model: Path | None = None, samples: tuple[int, ...] = (90, 60), **made: Any) -> str:
     """A finished run of rows to learn, with the hash of a model's weights."""
     weights = {"model": str(model), "weights": weights_hash(VQModel.from_pretrained(model))} if model else {}
-    return make_run(folder, samples, **{"spec": SPEC, "tokens": counting_tokens, "group": 16, **weights, **made})
+    return make_run(folder, samples, **{"spec": SPEC, "tokens": plain_tokens, "group": 16, **weights, **made})
 
 
 def tiny_prior(**changes: Any) -> PriorConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.prior import PriorConfig
-from tests.prior.cases import counting_run, tiny_prior
+from tests.prior.cases import prior_run, tiny_prior
 from tests.support.commands import last_json, start, tokenmill, wait_until
 from tests.support.token_runs import make_run
 
@@ -22,7 +22,7 @@ def command(run: str, folder: Path, **changes: object) -> list[object]:
 
 
 def test_ctrl_c_and_the_same_command_again(tiny_model: Path, tmp_path: Path) -> None:
-    run, folder = counting_run(tmp_path / "run", tiny_model), tmp_path / "prior"
+    run, folder = prior_run(tmp_path / "run", tiny_model), tmp_path / "prior"
     process = start(*command(run, folder), OMP_NUM_THREADS="1")
     wait_until((folder / "samples-000008.jpg").exists, process)
     process.send_signal(signal.SIGINT)
@@ -33,7 +33,9 @@ def test_ctrl_c_and_the_same_command_again(tiny_model: Path, tmp_path: Path) -> 
     assert again.returncode == 0, again.stderr
     assert re.search(r"going on after step \d+", again.stderr)
     assert "step 150/150" in again.stderr
-    assert re.search(r"held out: \d\.\d\d bits per token; unigram 3\.\d\d, by position 3\.\d\d: \d\.\d\d better", again.stdout)
+    assert re.search(
+        r"held out: \d\.\d\d bits per token; unigram 3\.\d\d, by position 3\.\d\d: \d\.\d\d better", again.stdout
+    )
     summary = last_json(again)
     assert summary["better"] > 2
     assert summary["bits_per_token"]["held_out"] < summary["bits_per_token"]["by_position"] - 2
@@ -41,7 +43,7 @@ def test_ctrl_c_and_the_same_command_again(tiny_model: Path, tmp_path: Path) -> 
 
 def test_prior_that_learned_nothing_and_keys(tiny_model: Path, tmp_path: Path) -> None:
     """One step of a model that knows 64 codes, where 12 are used."""
-    run = counting_run(tmp_path / "run", tiny_model)
+    run = prior_run(tmp_path / "run", tiny_model)
     result = tokenmill(*command(run, tmp_path / "prior"), "--set", "steps=1", OMP_NUM_THREADS="1")
     assert result.returncode == 3, result.stderr
     assert re.search(r"\d\.\d\d worse", result.stdout)

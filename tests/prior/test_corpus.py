@@ -1,7 +1,6 @@
 """The split of a run's rows, and what a census finds."""
 
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from pipeline.errors import UsageError
 from pipeline.prior.corpus import Census, Corpus
 from pipeline.storage import Storage
 from pipeline.tokens.parts import find_parts
-from tests.prior.cases import counting_run, tiny_prior
+from tests.prior.cases import tiny_prior
 from tests.support.token_runs import make_run
 
 SAMPLES = (40, 23)

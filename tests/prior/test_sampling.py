@@ -79,7 +79,9 @@ def test_causal_samples_are_likely_under_their_own_model(guidance: float) -> Non
     condition = torch.zeros(rows, dtype=torch.int64)
     tokens = Causal(model).sample(condition, Sampler(guidance=guidance))
     given = tokens[:1].repeat(2, 1)
-    asked = guided(model(given, torch.tensor([0, 2])), 1, guidance) if guidance != 1 else model(given[:1], condition[:1])
+    asked = (
+        guided(model(given, torch.tensor([0, 2])), 1, guidance) if guidance != 1 else model(given[:1], condition[:1])
+    )
     expected = asked[0].softmax(-1)
     first = torch.bincount(tokens[:, 0], minlength=9) / rows
     assert first.sub(expected[0]).abs().max() < 0.03

@@ -16,7 +16,7 @@ from pipeline.prior import PriorTask, Training, train_prior
 from pipeline.prior.corpus import Corpus
 from pipeline.prior.training import PriorReport
 from pipeline.storage import Storage
-from tests.prior.cases import CODES, Notes, counting_run, labelled_tokens, tiny_prior
+from tests.prior.cases import CODES, Notes, labelled_tokens, prior_run, tiny_prior
 from tests.support.models import save_tiny_model
 
 KINDS = ["gpt", "maskgit"]
@@ -25,14 +25,14 @@ FILES = ("config.json", "prior.safetensors", "log.csv", "curve.svg", "summary.js
 
 @pytest.fixture(scope="module")
 def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return counting_run(tmp_path_factory.mktemp("run"), tiny_model)
+    return prior_run(tmp_path_factory.mktemp("run"), tiny_model)
 
 
 @pytest.fixture(scope="module")
 def labelled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Labels 0 and 1 have tokens from 4 to 7, labels 2 to 4 tokens from 0 to 3."""
     folder = tmp_path_factory.mktemp("labelled")
-    return counting_run(folder, tiny_model, tokens=labelled_tokens, labelled=True)
+    return prior_run(folder, tiny_model, tokens=labelled_tokens, labelled=True)
 
 
 def task(url: str, folder: Path, **changes: Any) -> PriorTask:
@@ -55,20 +55,19 @@ def trained(url: str, **changes: Any) -> tuple[Training, PriorReport]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_prior_beats_both_entropies(kind: str, run: str) -> None:
-    """Only the first of 16 tokens is unknown: log2(12) / 16 = 0.22 bits are left, of 3.6."""
-    prior, report = trained(run, kind=kind, steps=150, report_interval=200, checkpoint_interval=200)
+    """Only the first of 16 tokens is news: log2(12) / 16 = 0.22 bits are left, of 3.6."""
+    prior, report = trained(run, kind=kind, steps=100, report_interval=200, checkpoint_interval=200)
     assert report.held_out is not None
     assert prior.census.baselines.best > 3.4
-    assert 0.2 < report.held_out < 1.2
+    assert 0.2 < report.held_out < 1.0
     samples = prior.sample().flatten(1)
-    follows = (samples[:, 1:] - samples[:, :-1]) % 12 == 1
-    assert follows.float().mean() > 0.7
+    assert (samples == samples.mode(1).values[:, None]).float().mean() > 0.7
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_condition_tells_what_it_tells(kind: str, labelled: str) -> None:
     """The label tells one bit of a whole row, and all of what samples look like."""
-    pace = {"steps": 60, "report_interval": 100, "checkpoint_interval": 100, "pictures": 20, "hold_out": 0.4}
+    pace = {"steps": 120, "report_interval": 100, "checkpoint_interval": 100, "pictures": 20, "hold_out": 0.4}
     on_label, _ = trained(labelled, kind=kind, condition="label", guidance=1.5, **pace)
     samples = on_label.sample().flatten(1)
     high = torch.arange(20) % 5 < 2
@@ -122,7 +121,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 # Between reports, at a report, at a checkpoint, at the end of an epoch (4 batches), before the last step.
 @pytest.mark.parametrize("step", [3, 4, 8, 16, 23])
-def test_stopped_training_ends_as_if_it_had_not_been(step: int, kind: str, whole: Path, run: str, tmp_path: Path) -> None:
+def test_stopped_training_ends_as_if_it_had_not_been(
+    step: int, kind: str, whole: Path, run: str, tmp_path: Path
+) -> None:
     folder, first, second = tmp_path / "prior", Notes(stop_after=step), Notes()
     assert train_prior(task(run, folder, kind=kind), first) is None
     assert first.steps[-1] == step
@@ -170,7 +171,7 @@ def test_other_settings_in_the_same_folder(whole: Path, kind: str, run: str) -> 
 
 def test_other_rows_in_the_same_folder(run: str, labelled: str, tmp_path: Path) -> None:
     train_prior(task(run, tmp_path, steps=4), Notes(stop_after=2))
-    other = counting_run(tmp_path / "other", tmp_path_model(run), samples=(80, 60))
+    other = prior_run(tmp_path / "other", tmp_path_model(run), samples=(80, 60))
     with pytest.raises(UsageError, match="has done 2 steps and cannot go on: the state was taken on other data"):
         train_prior(task(other, tmp_path, steps=4), Notes())
 
