@@ -102,10 +102,13 @@ class _Writer:
         self._task, self._training, self._model = task, training, model
         task.folder.mkdir(parents=True, exist_ok=True)
         self._log = Log(task.folder, training.done, _FORMATS, _PANELS)
+        self._measured: tuple[float, float] | None = None
 
     def record(self, report: PriorReport) -> None:
         """A line of the log; at a checkpoint everything else too."""
         self._log.add(report)
+        if report.held_out is not None and report.error is not None:
+            self._measured = report.held_out, report.error
         if self._training.checkpoint_due:
             self._log.draw()
             self._draw_samples(report.step)
@@ -131,7 +134,7 @@ class _Writer:
     def finish(self) -> dict[str, Any]:
         """Writes the summary; the state becomes a record of what it was trained with."""
         census = self._training.census
-        held_out, error = self._training.measure()
+        held_out, error = self._measured or self._training.measure()
         summary = {
             "kind": self._task.config.kind,
             "steps": self._training.done,
