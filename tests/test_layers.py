@@ -12,6 +12,7 @@ FLOORS: dict[str, int] = {
     "pipeline.storage": 1,
     "pipeline.kernels": 1,
     "pipeline.model": 1,
+    "pipeline.tokenizers": 1,
     "pipeline.images": 1,
     "pipeline.encoding": 1,
     "pipeline.meter": 1,
