@@ -29,7 +29,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field("", description="folder or URL with config.json and safetensors, or a hub id; docs/tokenizers.md has the kinds")
+    path: str = Field("", description="folder or URL with config.json and safetensors, or a hub id")
     subfolder: str | None = Field(None, description="folder inside `path` that holds the model")
     revision: str | None = Field(None, description="branch, tag or commit, for a hub id")
     value_range: ValueRange = Field(

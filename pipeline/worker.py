@@ -91,8 +91,8 @@ class Worker:
             raise ModelError(f"{config.path}: the weights' hash must be {config.sha256}, got {digest}")
         if self._job.qa.samples_per_shard and not model.decodes:
             raise ModelError(
-                f"{config.path}: has no decoder, so that QA cannot look at its tokens; set qa.samples_per_shard=0 to go "
-                "without, or take a checkpoint that has one"
+                f"{config.path}: has no decoder, so that QA cannot look at its tokens; set qa.samples_per_shard=0 to "
+                "go without, or take a checkpoint that has one"
             )
         if self._job.qa.samples_per_shard and self._job.qa.min_golden_agreement is not None:
             source = config.path, config.subfolder

@@ -1,7 +1,7 @@
 """Which family a model folder belongs to, by its config.json, and who loads it.
 
-A family from outside this repository registers itself as an entry point of the group `tokenmill.tokenizers`: its name is
-the `_class_name` of its config.json, its object a `Load`. Nothing that a model folder says is ever imported.
+A family from outside this repository registers itself as an entry point of the group `tokenmill.tokenizers`: its name
+is the `_class_name` of its config.json, its object a `Load`. Nothing that a model folder says is ever imported.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,7 +49,7 @@ def load_tokenizer(config: ModelConfig, storage: Storage | None = None) -> Token
         storage: how to reach the store of a URL; None for the defaults.
 
     Raises:
-        ModelError: the model cannot be found or read, is of a family that nobody here knows, or runs code without leave.
+        ModelError: the model cannot be found or read, is of an unknown family, or would run code without leave.
     """
     where = config.path, config.subfolder, config.revision, storage
     name = class_name(read_json(locate(*where, files=(CONFIG_NAME,)) / CONFIG_NAME))
@@ -91,9 +91,9 @@ def find_family(name: str) -> Family:
     if not found:
         known = ", ".join(sorted({*_BUILT_IN, *(entry.name for entry in entry_points(group=GROUP))}))
         raise ModelError(
-            f"{CONFIG_NAME}: the model must be of a family that is known here ({known}), got {name!r}; a whole language "
-            "model gives its image tokenizer to `tokenmill convert`, other families come in by a package of their own "
-            f"(entry point {GROUP}, docs/tokenizers.md)"
+            f"{CONFIG_NAME}: the model must be of a family that is known here ({known}), got {name!r}; `tokenmill "
+            "convert` takes the image tokenizer out of a whole language model, and other families come in by a package "
+            f"of their own (entry point {GROUP}, docs/tokenizers.md)"
         )
     try:
         return Family(found[0].load(), EVERYTHING)

@@ -1,7 +1,7 @@
 """The image tokenizers of Chameleon, Emu3 and Janus: layers by transformers, indices by our own search.
 
     Chameleon  ChameleonVQVAE  2405.09818, 2203.13131; transformers has no decoder for it
-    Emu3       Emu3VQVAE       2409.18869; a video model, whose images are clips of equal frames, as transformers does it
+    Emu3       Emu3VQVAE       2409.18869; a video model: an image is a clip of equal frames
     Janus      JanusVQVAE      2410.13848; codes have unit length when they are decoded
 
 Their folders are what `save_pretrained` of these classes writes: `config.json` and `model*.safetensors`. Indices are
