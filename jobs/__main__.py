@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jobs import bench, decode, demo, export, fit, plan, prior, report, run, status, verify
+from jobs import bench, convert, decode, demo, export, fit, plan, prior, report, run, status, verify
 from jobs.options import options_help
 from pipeline.errors import TokenmillError, UsageError
 
@@ -36,6 +36,7 @@ app.command("export")(export.main)
 app.command("decode")(decode.main)
 app.command("fit")(fit.main)
 app.command("prior")(prior.main)
+app.command("convert")(convert.main)
 
 
 @app.callback(invoke_without_command=True)

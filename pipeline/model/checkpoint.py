@@ -169,14 +169,24 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) 
 def write(
     config: VQModelConfig, weights: Mapping[str, Tensor], folder: str | os.PathLike[str], dtype: torch.dtype
 ) -> None:
-    """Writes a model into `folder`; each file appears whole or not at all."""
-    root = Path(folder)
+    """Writes a VQModel into `folder`; each file appears whole or not at all."""
+    stored = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    write_folder(folder, {"_class_name": CLASS_NAME, **config.model_dump(mode="json")}, stored)
+
+
+def write_folder(
+    folder: str | os.PathLike[str],
+    document: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    stem: str = WEIGHTS_STEM,
+) -> None:
+    """Writes `config.json` and the weights, called `stem`, into `folder`; each file appears whole or not at all."""
+    root, name = Path(folder), f"{stem}.safetensors"
     root.mkdir(parents=True, exist_ok=True)
-    stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
-    temporary = root / f".{WEIGHTS_NAME}.tmp"
+    stored = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
+    temporary = root / f".{name}.tmp"
     temporary.write_bytes(save(stored, metadata={"format": "pt"}))  # save_file would leave it readable to us alone
-    temporary.replace(root / WEIGHTS_NAME)
-    document = {"_class_name": CLASS_NAME, **config.model_dump(mode="json")}
+    temporary.replace(root / name)
     temporary = root / f".{CONFIG_NAME}.tmp"
     temporary.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(root / CONFIG_NAME)
