@@ -55,15 +55,17 @@ FLOORS: dict[str, int] = {
     "pipeline.progress": 4,
     "pipeline.monitor": 4,
     "pipeline.ending": 4,
+    "pipeline.job_folder": 4,
     "pipeline.cluster": 5,
     "pipeline.fleet": 5,
     "pipeline.fit_workers": 5,
     "pipeline.tasks": 5,
+    "pipeline.submission": 5,
     "pipeline.driver": 5,
     "pipeline": 5,
     "jobs": 6,
 }
-SPEAK_RAY = {"pipeline.cluster", "pipeline.fleet", "pipeline.fit_workers", "pipeline.tasks", "jobs.submit"}
+SPEAK_RAY = {"pipeline.cluster", "pipeline.fleet", "pipeline.fit_workers", "pipeline.tasks", "pipeline.submission"}
 SPEAK_FSSPEC = {"pipeline.storage.remote"}
 FILES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/**/*.py")])
 
