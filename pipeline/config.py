@@ -20,6 +20,7 @@ from pipeline.errors import UsageError
 from pipeline.fingerprint import fingerprint, identity
 from pipeline.images import ImageConfig, describe
 from pipeline.messages import Calibration, Identity
+from pipeline.progress import LogConfig
 from pipeline.qa.config import QaConfig
 from pipeline.schedule import LimitsConfig
 from pipeline.select import SelectConfig
@@ -103,6 +104,7 @@ class JobConfig(BaseModel):
     tar: TarLimits = TarLimits()
     storage: StorageConfig = StorageConfig()
     qa: QaConfig = QaConfig()
+    log: LogConfig = LogConfig()
     seed: int = Field(0, ge=0, description="of recipes that cut by lot (4m, amused); part of the fingerprint for them")
 
     @model_validator(mode="after")

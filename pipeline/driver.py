@@ -17,9 +17,10 @@ from pipeline.ending import Ending
 from pipeline.errors import RunFailed, UsageError
 from pipeline.fleet import Actor, Call, Fleet, Lost, Phase
 from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, Task
+from pipeline.metrics import Metrics
 from pipeline.monitor import ExitCode, Monitor, Result
 from pipeline.output import Output
-from pipeline.progress import SHOW_SECONDS, Progress, Silent
+from pipeline.progress import SHOW_SECONDS, Fact, Progress, Silent, run_name
 from pipeline.qa.gates import Finding, Gates
 from pipeline.qa.history import gates_of
 from pipeline.resume import Todo, what_is_left
@@ -73,6 +74,7 @@ def run(
     todo = what_is_left(output, shards, retry_quarantined=retry_quarantined, retry_rejects=retry_rejects)
     gates = gates_of(storage, output.url, config.qa, todo.committed, output.summary())
     with cluster(config) as placement, stop_on_signals() as stop:
+        progress = Metrics(progress, run_name(output.url))
         job = _Run(config, output, todo, placement, gates, progress=progress, stop=stop)
         try:
             stopped = job.work()
@@ -253,6 +255,7 @@ class _Run:
             shard = self._shards[assignment.shard]
             task = Task(shard, assignment.attempt, assignment.careful, shard.id in self._todo.withdrawn)
             self.fleet.call(name, "tokenize", task, assignment=assignment)
+            self._progress.event("begun", shard=shard.id, attempt=assignment.attempt, actor=name)
 
     def _release(self, name: str, actor: Actor) -> None:
         """Give back the place of an actor that has had nothing to do for a while, as the queue is empty."""
@@ -279,7 +282,7 @@ class _Run:
             if answer is not None:
                 self._judge(self._gates.golden(call.actor, answer, self._config.model.min_agreement))
         elif isinstance(answer, Pulse):
-            self._monitor.reading(call.actor, answer.reading)
+            self._monitor.reading(call.actor, answer.reading, answer.queues)
             for shard, attempt, moved in answer.moved:
                 self._schedule.progress(shard, attempt, moved, time.monotonic())
         elif call.assignment is not None:
@@ -348,10 +351,12 @@ class _Run:
 
     def _tokenized(self, assignment: Assignment, answer: ShardReport | Failure) -> None:
         now = time.monotonic()
+        about: dict[str, Fact] = {"shard": assignment.shard, "attempt": assignment.attempt}
         if isinstance(answer, ShardReport):
             losers = self._schedule.done(assignment.shard, assignment.attempt, now)
             if losers is not None:
                 self._monitor.committed(answer)
+                self._progress.event("committed", **about, rows=answer.counts.rows, rejects=answer.counts.rejects)
                 if answer.qa:
                     self._judge(self._gates.shard(answer.qa))
             for loser in losers or ():
@@ -367,7 +372,7 @@ class _Run:
             given_up = self._schedule.state(assignment.shard) is State.QUARANTINED
             what = "quarantined" if given_up else "will be tried again"
             url = self._shards[assignment.shard].url
-            self._progress.note(f"{url}: attempt {assignment.attempt} failed, {what}: {answer.message}")
+            self._progress.note(f"{url}: attempt {assignment.attempt} failed, {what}: {answer.message}", **about)
 
     def _lost(self, call: Call, lost: Lost) -> None:
         """An actor died, cannot be reached any more, or is of no use."""
@@ -384,8 +389,8 @@ class _Run:
 
     def _replace(self, name: str, message: str, stalled: str | None = None, *, blame: bool = True) -> None:
         """Take an actor off the list; its shards go back to the queue, and the next turn recruits another."""
-        self._monitor.touch()
+        self._monitor.gone(name)
         self.fleet.dismiss(name)
         shards = self._schedule.lost(name, message, time.monotonic(), stalled=stalled, blame=blame)
         names = ", ".join(self._shards[shard].url for shard in shards) or "none"
-        self._progress.note(f"{name} is replaced ({message}); its shards go back to the queue: {names}")
+        self._progress.note(f"{name} is replaced ({message}); its shards go back to the queue: {names}", actor=name)

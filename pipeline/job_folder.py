@@ -27,7 +27,8 @@ def write_job(config: JobConfig, folder: Path) -> str:
     """
     document = config.model_dump(mode="json", exclude_unset=True)
     digest, shards = hashlib.sha256(), []
-    for number, spec in enumerate(config.shards):
+    for number, given in enumerate(config.shards):
+        spec = given
         canonical(spec.removeprefix("@"))  # refuses credentials and signatures before anything is written
         if spec.startswith("@") and scheme_of(spec[1:]) == "file":
             text = _read_list(spec[1:])

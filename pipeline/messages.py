@@ -101,10 +101,12 @@ class Pulse:
     Attributes:
         reading: what the actor has done so far.
         moved: (shard id, attempt, count that grows while it moves) of every attempt.
+        queues: what waits before a stage now: samples before `decode`, views before `encode`.
     """
 
     reading: Reading
     moved: list[tuple[str, int, int]]
+    queues: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ A job is named by its contents. Sent again while it is at work, it is found and 
 runs anew as the next attempt, and does what OUTPUT still lacks. Whoever loses the connection loses nothing.
 """
 
+import logging
 import os
 import re
 import shlex
@@ -22,6 +23,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+logging.getLogger("ray").setLevel(logging.WARNING)  # else it tells of every package that it sends
 
 WAIT_SECONDS = 2.0  # between two looks at a job
 PATIENCE_SECONDS = 600.0  # a head that does not answer for so long is given up; the job itself is not
@@ -166,8 +169,8 @@ def chosen_environment(names: Iterable[str], environment: Mapping[str, str]) -> 
         raise UsageError(f"--env {missing[0]}: this variable is not set here; the job gets the value that it has here")
     if secret := [name for name in names if SECRET_NAME.search(name)]:
         raise UsageError(
-            f"--env {secret[0]} looks like a credential, which the cluster's dashboard would show; give the nodes a role "
-            "(infra/iam, workload identity), or put it into their own environment"
+            f"--env {secret[0]} looks like a credential, which the cluster's dashboard would show; give the nodes a "
+            "role (infra/iam, workload identity), or put it into their own environment"
         )
     return {name: environment[name] for name in names}
 

@@ -68,11 +68,13 @@ class Attempt:
 
     Attributes:
         moved: grows with every read, sample and batch; only its change means anything.
+        decoding: samples out of the tar, not yet taken from the decode pool.
+        encoding: views out of the decode pool, not yet tokens.
         stop: set it, and the attempt ends at its next step.
     """
 
     def __init__(self) -> None:
-        self.moved = 0
+        self.moved = self.decoding = self.encoding = 0
         self.stop = threading.Event()
 
     def step(self) -> None:
@@ -147,7 +149,8 @@ def _draft(
                 with line.meter.busy(Part.INSPECT):
                     sampler.add(batch.rows, batch.images, tokens)
             accounts.rows += len(batch.rows)
-            line.meter.count(images=len(batch.rows))
+            attempt.encoding -= len(batch.rows)
+            line.meter.count(images=len(batch.rows), tokens=tokens.size)
         footer = PartFooter(
             fingerprint=line.fingerprint,
             shard={"id": shard.id, "url": shard.url, "size": shard.size, "etag": shard.etag},
@@ -201,15 +204,17 @@ def _views(shard: Shard, line: Line, accounts: _Accounts, attempt: Attempt) -> I
         work = ordered_map(
             line.decoders,
             lambda sample: _prepare(sample, line),
-            _fetched(reader, line.meter),
+            _fetched(reader, line.meter, attempt),
             weigh=lambda sample: _weight(sample, line.image),
             budget=line.decode_budget,
         )
         for sample, prepared in work:
             attempt.step()
+            attempt.decoding -= 1
             accounts.samples += 1
-            line.meter.count(samples=1, rejects=isinstance(prepared, Reject))
+            line.meter.count(samples=1)
             if isinstance(prepared, Reject):
+                line.meter.reject(prepared.reason)
                 accounts.rejects.append(RejectedSample(_key(sample), sample.index, prepared))
                 continue
             if isinstance(prepared, Filtered):
@@ -218,12 +223,13 @@ def _views(shard: Shard, line: Line, accounts: _Accounts, attempt: Attempt) -> I
             accounts.tokenized += 1
             sidecars = read_sidecars(sample.members, line.columns, accounts.warnings)
             accounts.filled |= sidecars.filled(line.columns)
+            attempt.encoding += len(prepared.views)
             yield from ((_row(sample, prepared, view, sidecars), view) for view in prepared.views)
         accounts.warnings.update(reader.stats.warnings)
         accounts.warnings.update({f"skipped_{kind}": count for kind, count in reader.stats.skipped.items()})
 
 
-def _fetched(reader: TarReader, meter: Meter) -> Iterator[Sample]:
+def _fetched(reader: TarReader, meter: Meter, attempt: Attempt) -> Iterator[Sample]:
     """The samples of the tar, with the time to get at them counted."""
     samples, seen = iter(reader), 0
     while True:
@@ -233,6 +239,7 @@ def _fetched(reader: TarReader, meter: Meter) -> Iterator[Sample]:
         seen = reader.stats.bytes_read
         if sample is None:
             return
+        attempt.decoding += 1
         yield sample
 
 

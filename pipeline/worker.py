@@ -28,7 +28,7 @@ from pipeline.errors import Cancelled, ModelError, Reject, ShardError, ShardFaul
 from pipeline.images import ImageConfig, configure_pillow, find_image, prepare, resampler
 from pipeline.isolation import IsolatedDecoder, prepare_sample
 from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, Task
-from pipeline.meter import Meter
+from pipeline.meter import Meter, Part
 from pipeline.qa.golden import Golden, golden_agreement, golden_of
 from pipeline.qa.networks import Networks, load_networks
 from pipeline.schedule import Failure, Kind
@@ -222,8 +222,13 @@ class Worker:
 
     def pulse(self) -> Pulse:
         """What this actor has done so far, and how far each attempt has moved."""
-        moved = [(shard, number, attempt.moved) for (shard, number), attempt in list(self._attempts.items())]
-        return Pulse(self._meter.read(), moved)
+        attempts = list(self._attempts.items())
+        moved = [(shard, number, attempt.moved) for (shard, number), attempt in attempts]
+        queues = {
+            Part.DECODE.value: sum(attempt.decoding for _, attempt in attempts),
+            Part.ENCODE.value: sum(attempt.encoding for _, attempt in attempts),
+        }
+        return Pulse(self._meter.read(), moved, queues)
 
     @property
     def line(self) -> Line:

@@ -61,11 +61,19 @@ FLOORS: dict[str, int] = {
     "pipeline.fit_workers": 5,
     "pipeline.tasks": 5,
     "pipeline.submission": 5,
+    "pipeline.metrics": 5,
     "pipeline.driver": 5,
     "pipeline": 5,
     "jobs": 6,
 }
-SPEAK_RAY = {"pipeline.cluster", "pipeline.fleet", "pipeline.fit_workers", "pipeline.tasks", "pipeline.submission"}
+SPEAK_RAY = {
+    "pipeline.cluster",
+    "pipeline.fleet",
+    "pipeline.fit_workers",
+    "pipeline.tasks",
+    "pipeline.submission",
+    "pipeline.metrics",
+}
 SPEAK_FSSPEC = {"pipeline.storage.remote"}
 FILES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/**/*.py")])
 
