@@ -64,6 +64,7 @@ def main(
         raise UsageError("give --address URL (or RAY_API_SERVER_ADDRESS): the cluster's dashboard")
     if config.cluster.address is None:
         config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": "auto"})})
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported; what the user set wins
     from pipeline.submission import Jobs, chosen_environment
 
     environment = chosen_environment(env or (), os.environ)

@@ -159,6 +159,7 @@ class _Run:
         """
         for column in self._monitor.empty_columns(self._config.columns):
             self._progress.note(f"{column}: no row of this run has a value in this column; is the extension right?")
+        self._progress.show(self._monitor.snapshot(self._schedule, self.fleet.at_work()))
         rates = self._monitor.rates(self.fleet.most_at_work)
         if self._job is None:
             code, message = ExitCode.STOPPED, "stopped before the first shard; run the same command again"

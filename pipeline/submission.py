@@ -5,7 +5,6 @@ runs anew as the next attempt, and does what OUTPUT still lacks. Whoever loses t
 """
 
 import logging
-import os
 import re
 import shlex
 import time
@@ -15,16 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import tenacity
-
-from pipeline.errors import RunFailed, UsageError
-
-# Ray refuses by itself whoever has no token then; a variable that the user set wins. Ray reads it at its import.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-logging.getLogger("ray").setLevel(logging.WARNING)  # else it tells of every package that it sends
+from pipeline.errors import RunFailed, UsageError
 
 WAIT_SECONDS = 2.0  # between two looks at a job
 PATIENCE_SECONDS = 600.0  # a head that does not answer for so long is given up; the job itself is not
@@ -46,7 +39,7 @@ class Sent:
 
 
 class Jobs:
-    """The jobs API of one Ray cluster.
+    """The jobs API of one Ray cluster. With RAY_AUTH_MODE=token (read when Ray is imported) it needs a token.
 
     Args:
         address: URL of the cluster's dashboard (`http://127.0.0.1:8265`, the end of a tunnel).
@@ -61,6 +54,8 @@ class Jobs:
                 f"--address must be the URL of the cluster's dashboard, as http://127.0.0.1:8265, got {address}"
             )
         self._address = address
+        for handler in logging.getLogger("ray").handlers:
+            handler.setLevel(logging.WARNING)  # else it tells of every package that it sends
         try:
             self._client = JobSubmissionClient(address)
         except AuthenticationError as error:
