@@ -20,6 +20,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from pipeline.errors import RunFailed, UsageError
 
 WAIT_SECONDS = 2.0  # between two looks at a job
+START_SECONDS = 120.0  # a cluster that has just begun answers before it can take jobs
 PATIENCE_SECONDS = 600.0  # a head that does not answer for so long is given up; the job itself is not
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY|CONNECTION_STRING|SAS", re.IGNORECASE)
 CODE = ("pipeline", "jobs")  # the packages that `upload_code` sends
@@ -87,9 +88,18 @@ class Jobs:
             top = Path(__file__).parent.parent
             runtime["py_modules"] = [str(top / package) for package in CODE]
         command = ["python", "-m", "jobs", "run", "job.yaml", "--json"]
+        again = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_message(match="(?s).*No available agent"),
+            wait=tenacity.wait_fixed(WAIT_SECONDS),
+            stop=tenacity.stop_after_delay(START_SECONDS),
+            reraise=True,
+        )
         try:
-            sent = self._client.submit_job(
-                entrypoint=shlex.join(command), runtime_env=runtime, submission_id=f"{name}-{len(earlier) + 1}"
+            sent = again(
+                self._client.submit_job,
+                entrypoint=shlex.join(command),
+                runtime_env=runtime,
+                submission_id=f"{name}-{len(earlier) + 1}",
             )
         except (RuntimeError, ValueError) as error:
             raise UsageError(f"{self._address}: the cluster refuses the job: {error}") from error

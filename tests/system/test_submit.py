@@ -1,7 +1,7 @@
 """From outside a cluster: a job is sent, watched, left, found again, stopped, sent again.
 
-One real Ray head with a token, one real Prometheus with the rules and the dashboard that ship, and one story:
-a run in which a third of the samples is bad and one shard hangs.
+One real Ray, started by the commands of the launcher file that ships, one real Prometheus with the rules and the
+dashboard that ship, and one story: a run in which a third of the samples is bad and one shard hangs.
 """
 
 import json
@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.chaos.ground import OneNode
+from tests.infra.launched import Launched, launched
 from tests.support.commands import ROOT, parts, start, tokenmill, wait_until
 from tests.support.corpora import sample, write_shard
 from tests.support.faults import Fault, Faults
@@ -33,13 +33,6 @@ pytestmark = pytest.mark.system
 MONITORING = ROOT / "infra" / "monitoring"
 STRETCH = 0.1  # seconds a sample, so that several scrapes see the run
 SOON = {"15s": "1s", "> 300": "> 4"}  # our rules at the pace of a test
-
-
-@dataclass(frozen=True)
-class Given:
-    """What the processes of a cluster find in their environment."""
-
-    environment: dict[str, str]
 
 
 @dataclass
@@ -81,7 +74,7 @@ class Story:
     """What happened: the answers of the jobs API, what each command said, and what Prometheus saw."""
 
     folder: Path
-    cluster: OneNode
+    cluster: Launched
     watch: Prometheus
     faults: Faults
     codes: dict[str, int] = field(default_factory=dict)
@@ -124,7 +117,7 @@ class Story:
         """Live through it."""
         self.knock()
         followed = start(*self.arguments(), **self.environment)
-        wait_until(lambda: {"TokenmillStalled", "TokenmillRejectStorm"} <= self.watch.rang(), followed, 120)
+        wait_until(lambda: {"TokenmillStalled", "TokenmillRejectStorm"} <= self.watch.rang(), followed)
         os.kill(followed.pid, signal.SIGINT)
         self.keep("followed", followed)
         waiting = start(*self.arguments("--wait"), **self.environment)
@@ -162,17 +155,14 @@ def story(tiny_model: Path) -> Iterator[Story]:
     shutil.copytree(tiny_model, folder / "model")
     faults = Faults(folder)
     faults.plan(Fault(point="opened", action="hang", shard="00002-*"), stretch=STRETCH)
-    path = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    given = Given({**faults.environment, "PATH": path, "RAY_metrics_report_interval_ms": "500"})
-    (folder / "ray").mkdir()
-    cluster = OneNode(folder / "ray", given, dashboard=True)
+    quick = {**faults.environment, "RAY_metrics_report_interval_ms": "500"}
+    nodes = folder / "ray" / "prom_metrics_service_discovery.json"
     try:
-        with prometheus(folder / "prometheus", folder / "ray" / "prom_metrics_service_discovery.json") as watch:
+        with launched(folder / "ray", quick) as cluster, prometheus(folder / "prometheus", nodes) as watch:
             story = Story(folder, cluster, watch, faults)
             story.tell()
             yield story
     finally:
-        cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
