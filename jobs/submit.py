@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from jobs.options import Actors, Job, Model, Output, Settings, Shards, job_config, out
 
 if TYPE_CHECKING:
+    from pipeline.config import JobConfig
     from pipeline.submission import Jobs
 
 
@@ -44,6 +46,19 @@ def main(
             show_default=False,
         ),
     ] = None,
+    slurm: Annotated[
+        bool,
+        typer.Option("--slurm", help="To Slurm instead: write a batch script that starts Ray on its nodes, send it."),
+    ] = False,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sbatch",
+            metavar="OPTION",
+            help="Option of sbatch, as nodes=4 or gpus-per-node=8. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     upload_code: Annotated[
         bool,
         typer.Option(
@@ -51,7 +66,7 @@ def main(
         ),
     ] = False,
 ) -> None:
-    """Send the run to a Ray cluster, and follow its log; Ctrl-C detaches.
+    """Send the run to a Ray cluster (--address), and follow its log, until Ctrl-C; or to Slurm (--slurm).
 
     The same command again follows the run while it is at work, and resumes it afterwards.
     """
@@ -60,8 +75,10 @@ def main(
     from pipeline.errors import UsageError
     from pipeline.job_folder import write_job
 
+    if slurm:
+        raise typer.Exit(_to_slurm(config, sbatch or [], wait=wait))
     if address is None:
-        raise UsageError("give --address URL (or RAY_API_SERVER_ADDRESS): the cluster's dashboard")
+        raise UsageError("give --address URL (or RAY_API_SERVER_ADDRESS), the cluster's dashboard; or --slurm")
     if config.cluster.address is None:
         config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": "auto"})})
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported; what the user set wins
@@ -84,6 +101,22 @@ def main(
         )
         raise typer.Exit(4) from None
     raise typer.Exit(code)
+
+
+def _to_slurm(config: "JobConfig", options: list[str], *, wait: bool) -> int:
+    """Leave the job and its script in a folder here, and give them to Slurm; the exit code."""
+    from pipeline.job_folder import write_job
+    from pipeline.slurm import submit, write_script
+
+    with tempfile.TemporaryDirectory(dir=".", prefix=".tokenmill-") as draft:
+        name = write_job(config, Path(draft))
+        folder = Path(name).resolve()
+        shutil.copytree(draft, folder, dirs_exist_ok=True)
+    script = write_script(folder, name, options)
+    out.print(f"{script}: {'sent, and waited for' if wait else 'sent'}, into {config.output.url}")
+    job, code = submit(script, wait=wait)
+    out.print(f"job {job}; its log is {folder}/slurm-{job}.log; the same command again resumes it when it has ended")
+    return code
 
 
 def _stay(jobs: "Jobs", job: str, *, log: bool) -> int:

@@ -56,6 +56,7 @@ FLOORS: dict[str, int] = {
     "pipeline.monitor": 4,
     "pipeline.ending": 4,
     "pipeline.job_folder": 4,
+    "pipeline.slurm": 4,
     "pipeline.cluster": 5,
     "pipeline.fleet": 5,
     "pipeline.fit_workers": 5,
