@@ -8,11 +8,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q
 FUZZ := $(BIN)/python -m tests.security.fuzz
 FUZZ_SECONDS ?= 120
-LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --extra gcs --extra azure --generate-hashes --python-version 3.11 \
+LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --extra gcs --extra azure --extra cluster --generate-hashes --python-version 3.11 \
 	--python-platform linux -c constraints.txt --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .PHONY: setup demo test lint unit whole system chaos-short chaos scale bench-streaming bench-qa bench-readers bench-decode \
-	fuzz lock audit clean
+	fuzz slurm lock audit clean
 
 setup: $(READY)
 
@@ -35,15 +35,18 @@ lint: setup
 unit: setup
 	$(PYTEST) -n 2 -m "not system and not chaos"
 
-# What Python cannot bring: Azurite (an Azure store) from npm, a browser and `ip` from Debian.
+# What Python cannot bring: Azurite (an Azure store) from npm; from Debian a browser, `ip`, Prometheus (23 MB), Slurm
+# (3 MB) and docker-compose (1 MB).
 $(AZURITE): $(READY)
 	npm install --prefix .venv/node --silent --no-audit --no-fund --omit=dev --ignore-scripts azurite@3.35.0
 	@touch $@
 
 .PHONY: packages
 packages:
-	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && test -x /usr/sbin/ip -o -x /sbin/ip || \
-		(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver iproute2 >/dev/null)
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && command -v promtool >/dev/null && command -v sbatch >/dev/null && \
+		command -v docker-compose >/dev/null && test -x /usr/sbin/ip -o -x /sbin/ip || \
+		(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver iproute2 \
+		prometheus slurmctld slurmd slurm-client docker-compose >/dev/null)
 
 # Whole commands and servers, undisturbed and disturbed. The long ones are the first in the order of collection.
 whole: setup packages $(AZURITE)
@@ -54,6 +57,10 @@ system: setup packages $(AZURITE)
 
 chaos-short: setup packages
 	$(PYTEST) -n 2 --dist loadfile -m "chaos and not thorough"
+
+# A batch job over two nodes of a real Slurm on this machine; the tests have it on one.
+slurm: setup packages
+	SLURM_NODES=2 $(PYTEST) tests/system/test_slurm.py
 
 # Heavier than CI: kills by the hundred, full disks, poison, hosts that vanish; and the driver at 100,000 shards.
 chaos: setup packages $(AZURITE)

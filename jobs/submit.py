@@ -59,6 +59,15 @@ def main(
             show_default=False,
         ),
     ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder",
+            metavar="DIR",
+            help="Of --slurm: for job, script and log, on a disk that all nodes share; ./NAME-OF-THE-JOB if not given.",
+            show_default=False,
+        ),
+    ] = None,
     upload_code: Annotated[
         bool,
         typer.Option(
@@ -76,7 +85,7 @@ def main(
     from pipeline.job_folder import write_job
 
     if slurm:
-        raise typer.Exit(_to_slurm(config, sbatch or [], wait=wait))
+        raise typer.Exit(_to_slurm(config, folder, sbatch or [], wait=wait))
     if address is None:
         raise UsageError("give --address URL (or RAY_API_SERVER_ADDRESS), the cluster's dashboard; or --slurm")
     if config.cluster.address is None:
@@ -86,9 +95,9 @@ def main(
 
     environment = chosen_environment(env or (), os.environ)
     jobs = Jobs(address)
-    with tempfile.TemporaryDirectory() as folder:
-        name = write_job(config, Path(folder))
-        sent = jobs.send(Path(folder), name, environment, upload_code=upload_code)
+    with tempfile.TemporaryDirectory() as draft:
+        name = write_job(config, Path(draft))
+        sent = jobs.send(Path(draft), name, environment, upload_code=upload_code)
     out.print(f"{sent.id}: {'is at work already' if sent.found else 'sent'}, into {config.output.url}")
     if detach:
         return
@@ -103,19 +112,19 @@ def main(
     raise typer.Exit(code)
 
 
-def _to_slurm(config: "JobConfig", options: list[str], *, wait: bool) -> int:
-    """Leave the job and its script in a folder here, and give them to Slurm; the exit code."""
+def _to_slurm(config: "JobConfig", folder: Path | None, options: list[str], *, wait: bool) -> int:
+    """Leave the job and its script in a folder, and give them to Slurm; the exit code."""
     from pipeline.job_folder import write_job
     from pipeline.slurm import submit, write_script
 
-    with tempfile.TemporaryDirectory(dir=".", prefix=".tokenmill-") as draft:
+    with tempfile.TemporaryDirectory() as draft:
         name = write_job(config, Path(draft))
-        folder = Path(name).resolve()
+        folder = (folder or Path(name)).resolve()
         shutil.copytree(draft, folder, dirs_exist_ok=True)
     script = write_script(folder, name, options)
-    out.print(f"{script}: {'sent, and waited for' if wait else 'sent'}, into {config.output.url}")
     job, code = submit(script, wait=wait)
-    out.print(f"job {job}; its log is {folder}/slurm-{job}.log; the same command again resumes it when it has ended")
+    out.print(f"job {job} by {script}, into {config.output.url}; its log is {folder}/slurm-{job}.log")
+    out.print("the same command again waits for its end, and resumes")
     return code
 
 

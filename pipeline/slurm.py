@@ -31,20 +31,21 @@ umask 077
 export PATH={bin}:$PATH RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 export RAY_AUTH_TOKEN_PATH={folder}/token-$SLURM_JOB_ID
 python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH"
-trap 'kill $(jobs -p) 2> /dev/null || true; wait; rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
+trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-export address=${{nodes[0]}}:$((20000 + SLURM_JOB_ID % 10000)) # jobs may share a node
+port=$((20000 + SLURM_JOB_ID % 10000)) # jobs may share a node
+address=${{nodes[0]}}:$port
 start='exec ray start --block --num-cpus=$SLURM_CPUS_ON_NODE --object-store-memory=500000000'
-until_head='until ray health-check --address=$address; do sleep 1; done'
+until_head="until (: > /dev/tcp/${{nodes[0]}}/$port) 2> /dev/null; do sleep 1; done"
 srun --overlap --nodes=1 --ntasks=1 --nodelist="${{nodes[0]}}" \\
-    bash -c "$start --head --port=${{address#*:}} --include-dashboard=false" &
+    bash -c "$start --head --port=$port --include-dashboard=false --ray-client-server-port=$((port + 10000))" &
 if ((${{#nodes[@]}} > 1)); then
     srun --overlap --nodes=$((${{#nodes[@]}} - 1)) --ntasks=$((${{#nodes[@]}} - 1)) --exclude="${{nodes[0]}}" \\
         bash -c "$until_head; $start --address=$address" &
 fi
 bash -c "$until_head"
-python -c "$(cat {folder}/wait.py)" "$address" "${{#nodes[@]}}"
+python {folder}/wait.py "$address" "${{#nodes[@]}}"
 
 cd {folder}
 python -m jobs run {job} --json --set cluster.address="$address" &
@@ -56,6 +57,7 @@ while kill -0 "$run" 2> /dev/null; do
     code=0
     wait "$run" || code=$?
 done
+scancel --signal=KILL "$SLURM_JOB_ID.0" "$SLURM_JOB_ID.1" 2> /dev/null || true # Ray: asked politely, it takes 30 s
 exit "$code"
 """
 

@@ -40,13 +40,15 @@ def launched(folder: Path, extra: dict[str, str]) -> Iterator[Launched]:
         extra: environment of Ray's processes.
     """
     folder.mkdir()
-    port, page = free_ports(2)
+    port, page, client = free_ports(3)
     token = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     path = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
     env = environment(**token, **extra, PATH=path, RAY_HEAD_IP="127.0.0.1")
     file = yaml.safe_load(LAUNCHER.read_text())
     head, worker = (_start_of(file[f"{who}_start_ray_commands"]) for who in ("head", "worker"))
-    head = head.replace("--autoscaling-config=~/ray_bootstrap_config.yaml", f"--temp-dir={folder}")
+    head = head.replace(
+        "--autoscaling-config=~/ray_bootstrap_config.yaml", f"--temp-dir={folder} --ray-client-server-port={client}"
+    )
     head, worker = (text.replace("6379", str(port)).replace("8265", str(page)) for text in (head, worker))
     with ExitStack() as stack:
         stack.enter_context(_running(head, folder / "head.log", env))
@@ -69,7 +71,7 @@ def _running(command: str, log: Path, env: dict[str, str]) -> Iterator[None]:
         yield
     finally:
         family = psutil.Process(node.pid).children(recursive=True)
-        node.terminate()
-        node.wait(timeout=60)
-        for process in psutil.wait_procs(family, timeout=10)[1]:
+        for process in (node, *family):  # asked politely, a raylet drains for half a minute
             process.kill()
+        node.wait()
+        psutil.wait_procs(family, timeout=30)
