@@ -121,6 +121,8 @@ class Story:
         os.kill(followed.pid, signal.SIGINT)
         self.keep("followed", followed)
         waiting = start(*self.arguments("--wait"), **self.environment)
+        assert waiting.stdout is not None
+        self.said["found"] = waiting.stdout.readline()
         [job] = [job["submission_id"] for job in self.api("jobs/", self.token)[1]]
         self.kept = parts(self.output)
         self.api(f"jobs/{job}/stop", self.token, {})
@@ -140,7 +142,7 @@ class Story:
 
     def keep(self, name: str, process: subprocess.Popen[str]) -> None:
         """Wait for a command's end."""
-        self.said[name] = process.communicate(timeout=60)[0]
+        self.said[name] = process.communicate(timeout=120)[0]
         self.codes[name] = process.returncode
 
 
@@ -177,7 +179,7 @@ def test_log_is_followed_until_ctrl_c_and_the_run_goes_on(story: Story) -> None:
     assert story.codes["followed"] == 4
     assert "shards 0/3 | " in story.said["followed"]
     assert "detached; the run goes on" in story.said["followed"]
-    assert story.said["waiting"].splitlines()[0].endswith(f"-1: is at work already, into file://{story.output}")
+    assert story.said["found"].endswith(f"-1: is at work already, into file://{story.output}\n")
 
 
 def test_stopped_job_ends_as_stopped(story: Story) -> None:
