@@ -34,9 +34,9 @@ def prior_run(folder: Path, model: Path | None = None, samples: tuple[int, ...] 
 
 
 def tiny_prior(**changes: Any) -> PriorConfig:
-    """24 steps with a report every 4 and a checkpoint every 8."""
+    """12 steps with a report every 2 and a checkpoint every 4."""
     shape = {"dim": 32, "layers": 2, "heads": 2, "pictures": 3, "rounds": 4, "device": "cpu"}
-    pace = {"steps": 24, "batch_size": 32, "report_interval": 4, "checkpoint_interval": 8, "learning_rate": 1e-2}
+    pace = {"steps": 12, "batch_size": 32, "report_interval": 2, "checkpoint_interval": 4, "learning_rate": 1e-2}
     return PriorConfig(**{**shape, **pace, "warmup_steps": 5, "weight_decay": 0.0, **changes})
 
 

@@ -25,7 +25,7 @@ def command(run: str, folder: Path, **changes: object) -> list[str]:
 def test_ctrl_c_and_the_same_command_again(tiny_model: Path, tmp_path: Path) -> None:
     arguments = command(prior_run(tmp_path / "run", tiny_model), tmp_path / "prior", steps=120)
     process = start(*arguments, OMP_NUM_THREADS="1")
-    wait_until((tmp_path / "prior" / "samples-000008.jpg").exists, process)
+    wait_until((tmp_path / "prior" / "samples-000004.jpg").exists, process)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=200)
     assert process.returncode == 4, said
