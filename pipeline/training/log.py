@@ -97,6 +97,7 @@ def _panel(title: str, curves: Sequence[tuple[Curve, list[Point]]], number: int)
     low, high = min(values), max(values)
     top, height = number * _PANEL + 28, _PANEL - 52
     width, spread = _WIDTH - 2 * _MARGIN, (high - low) or 1.0
+    pitch = min(140, (_WIDTH - 200) // len(curves))  # of their names
 
     def place(point: Point) -> str:
         return f"{_MARGIN + width * point[0] / last:.1f},{top + height * (high - point[1]) / spread:.1f}"
@@ -114,5 +115,5 @@ def _panel(title: str, curves: Sequence[tuple[Curve, list[Point]]], number: int)
         x, y = place(points[-1]).split(",")
         parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{color}"/>')
         if len(curves) > 1:
-            parts.append(f'<text x="{200 + 140 * order}" y="{top - 10}" fill="{color}">{curve.name}</text>')
+            parts.append(f'<text x="{200 + pitch * order}" y="{top - 10}" fill="{color}">{curve.name}</text>')
     return "\n".join(parts)
