@@ -27,6 +27,9 @@ def main(
     model: Annotated[
         str | None, typer.Option(metavar="REF", help="The VQ model; the one in job.json if not given.")
     ] = None,
+    allow_torchscript: Annotated[
+        bool, typer.Option("--allow-torchscript", help="Run the program that a TorchScript model is.")
+    ] = False,
     partial: Annotated[
         bool, typer.Option(help="Take the parts that are there of a run that has not finished.")
     ] = False,
@@ -44,7 +47,7 @@ def main(
     config = settings_of(PriorConfig, settings)
     source = open_source(storage_for(None), output, partial=partial)
     with training_screen(config.steps, _brief, lambda report: _full(report, config.steps)) as screen:
-        summary = train_prior(PriorTask(to.absolute(), source, config, model), screen)
+        summary = train_prior(PriorTask(to.absolute(), source, config, model, allow_torchscript), screen)
     if summary is None:
         out.print("stopped; run the same command again to go on")
         raise typer.Exit(4)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from pipeline.decoding import load_model
 from pipeline.errors import UsageError
 from pipeline.exports.source import Source
-from pipeline.model import VQModel, denormalise
+from pipeline.model import Tokenizer, denormalise
 from pipeline.prior.config import PriorConfig
 from pipeline.prior.corpus import Corpus
 from pipeline.prior.training import PriorReport, Training
@@ -52,12 +52,14 @@ class PriorTask:
         source: the run whose tokens it learns.
         config: all parameters.
         model: the VQ model, if it is no longer where job.json says.
+        allow_torchscript: run the program that it may be.
     """
 
     folder: Path
     source: Source
     config: PriorConfig
     model: str | None = None
+    allow_torchscript: bool = False
 
 
 def train_prior(task: PriorTask, watcher: Watcher[PriorReport]) -> dict[str, Any] | None:
@@ -77,7 +79,8 @@ def train_prior(task: PriorTask, watcher: Watcher[PriorReport]) -> dict[str, Any
             return dict(json.loads((task.folder / SUMMARY_NAME).read_text()))
     elif (task.folder / "config.json").exists():
         raise UsageError(f"{task.folder} holds a model, but no training to go on with; give another output folder")
-    model = load_model(task.source, task.model)  # before the work, should it be gone
+    # Before the work, should it be gone.
+    model = load_model(task.source, task.model, allow_torchscript=task.allow_torchscript)
     corpus = Corpus(task.source.storage, task.source.parts, task.config)
     training = Training(corpus, corpus.take_census(), task.config)
     if state:
@@ -98,7 +101,7 @@ def train_prior(task: PriorTask, watcher: Watcher[PriorReport]) -> dict[str, Any
 class _Writer:
     """Everything that goes into the folder."""
 
-    def __init__(self, task: PriorTask, training: Training, model: VQModel) -> None:
+    def __init__(self, task: PriorTask, training: Training, model: Tokenizer) -> None:
         self._task, self._training, self._model = task, training, model
         task.folder.mkdir(parents=True, exist_ok=True)
         self._log = Log(task.folder, training.done, _FORMATS, _PANELS)
