@@ -71,6 +71,7 @@ class ScriptedTokenizer(Tokenizer):
         self.config, self._formula, self._digest = config, config.formula, digest
         self.encoder, self.decoder = encoder.float(), decoder.float()
         self._dtype = torch.float32
+        self.requires_grad_(False)  # else a copy's parameters would be results of a computation
 
     @property
     def codebook_size(self) -> int:

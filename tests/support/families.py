@@ -13,7 +13,7 @@ from pipeline.tokenizers.formulas import Formula, Fsq, Lfq
 DOWNSAMPLE = 4
 TRANSFORMERS: dict[str, dict[str, Any]] = {
     "ChameleonVQVAE": {"num_embeddings": 64, "resolution": 32, "attn_resolutions": [8], "embed_dim": 4},
-    "Emu3VQVAE": {"codebook_size": 70_000, "attn_resolutions": [2], "hidden_size": 64, "temporal_downsample_factor": 2},
+    "Emu3VQVAE": {"codebook_size": 70_000, "attn_resolutions": [2], "latent_channels": 4},
     "JanusVQVAE": {"num_embeddings": 64, "embed_dim": 4, "num_patches": 8},
 }
 GEOMETRY = {"base_channels": 32, "channel_multiplier": [1, 1, 2], "num_res_blocks": 1, "latent_channels": 8}
@@ -55,12 +55,14 @@ class CosmosLike(nn.Module):
     def __init__(self, levels: tuple[int, ...]) -> None:
         super().__init__()
         self.layer = nn.Conv2d(3, len(levels), DOWNSAMPLE, DOWNSAMPLE)
-        self.register_buffer("half", torch.tensor([level // 2 for level in levels]).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer(
+            "middle", torch.tensor([level // 2 for level in levels]).view(1, -1, 1, 1), persistent=False
+        )
         self.register_buffer("levels", torch.tensor(levels).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         digits = ((self.layer(images * 2).tanh() + 1) / 2 * (self.levels - 1)).round()
-        codes = (digits - self.half) / self.half
+        codes = (digits - self.middle) / self.middle
         places = torch.cat([torch.ones_like(self.levels[:, :1]), self.levels[:, :-1].cumprod(1)], 1)
         return (digits * places).sum(1).int(), codes.to(torch.bfloat16), codes.mean()
 

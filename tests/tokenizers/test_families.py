@@ -18,6 +18,7 @@ from pipeline.tokenizers import families, load_tokenizer
 from pipeline.tokenizers.families import class_name
 from tests.support.families import FAMILIES, save_scripted
 
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 Made = Callable[[str, Callable[[Path], object]], Path]
 
 
@@ -65,7 +66,7 @@ def test_damaged_folder_of_transformers(made_once: Made, tmp_path: Path) -> None
     (tmp_path / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
     with pytest.raises(ModelError, match=r"do not fit config\.json; mis-shaped: .*embedding\.weight"):
         load_tokenizer(configured(tmp_path, **document | {"num_embeddings": 65}))
-    with pytest.raises(ModelError, match="describes no JanusVQVAE|cannot be loaded"):
+    with pytest.raises(ModelError, match=r"describes no JanusVQVAE|cannot be loaded"):
         load_tokenizer(configured(tmp_path, **document | {"num_embeddings": "many"}))
 
 
@@ -173,7 +174,7 @@ def test_families_from_outside(
     entries: list[tuple[str, str]], says: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = EntryPoints(EntryPoint(name, f"{__name__}:{target}", families.GROUP) for name, target in entries)
-    monkeypatch.setattr(families, "entry_points", lambda group: found)
+    monkeypatch.setattr(families, "entry_points", lambda **_: found)
     config = configured(tmp_path, _class_name="Other")
     if says is None:
         assert load_tokenizer(config).describe() == {"family": "Nothing"}
@@ -184,6 +185,6 @@ def test_families_from_outside(
 
 def test_families_from_outside_do_not_replace_ours(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = EntryPoints([EntryPoint("VQModel", f"{__name__}:load_nothing", families.GROUP)])
-    monkeypatch.setattr(families, "entry_points", lambda group: found)
+    monkeypatch.setattr(families, "entry_points", lambda **_: found)
     with pytest.raises(ModelError, match=r"VQModel must be registered once, got .*load_nothing beside ours"):
         load_tokenizer(ModelConfig(path=str(tiny_model)))
