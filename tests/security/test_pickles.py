@@ -125,8 +125,13 @@ CALLS = {
 }
 
 
-# The one program that is run: the user names it by path and by hash, which is checked first.
-ASKED_FOR = {("pipeline/qa/networks.py", "torch.jit.load")}
+# Programs that the user asks for: a network by path and by hash, which is checked first; a tokenizer by explicit leave.
+# `tokenmill convert` alone, never a job, reads checkpoints: tensors only.
+ASKED_FOR = {
+    ("pipeline/qa/networks.py", "torch.jit.load"),
+    ("pipeline/tokenizers/scripted.py", "torch.jit.load"),
+    ("pipeline/tokenizers/pickled.py", "torch.load"),
+}
 
 
 @pytest.mark.parametrize("path", sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/**/*.py")]), ids=name_of)
@@ -142,3 +147,14 @@ def test_nothing_that_runs_data_is_called(path: Path) -> None:
             options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             assert options.get("shell", "False") == options.get("allow_pickle", "False") == "False", ast.unparse(node)
             assert options.get("trust_remote_code", "False") == "False", ast.unparse(node)
+            assert called != "torch.load" or options.get("weights_only") == "True", ast.unparse(node)
+
+
+def test_jobs_read_no_checkpoints() -> None:
+    """Only the conversion imports what opens pickles."""
+    users = {
+        name_of(path)
+        for path in [*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/**/*.py")]
+        if "pipeline.tokenizers.pickled" in path.read_text() or "pipeline.tokenizers.convert" in path.read_text()
+    }
+    assert users == {"pipeline/tokenizers/convert.py", "jobs/convert.py"}

@@ -13,7 +13,7 @@ from pipeline.tokenizers.formulas import Formula, Fsq, Lfq
 DOWNSAMPLE = 4
 TRANSFORMERS: dict[str, dict[str, Any]] = {
     "ChameleonVQVAE": {"num_embeddings": 64, "resolution": 32, "attn_resolutions": [8], "embed_dim": 4},
-    "Emu3VQVAE": {"codebook_size": 70_000, "attn_resolutions": [2], "latent_channels": 4},
+    "Emu3VQVAE": {"codebook_size": 70_000, "attn_resolutions": [2], "latent_channels": 4, "hidden_size": 64},
     "JanusVQVAE": {"num_embeddings": 64, "embed_dim": 4, "num_patches": 8},
 }
 GEOMETRY = {"base_channels": 32, "channel_multiplier": [1, 1, 2], "num_res_blocks": 1, "latent_channels": 8}

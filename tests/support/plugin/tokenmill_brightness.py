@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pipeline.encoding import ModelConfig, ValueRange
-from pipeline.model import Tokenizer
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
+
+from pipeline.encoding import ModelConfig, ValueRange
+from pipeline.model import Tokenizer
 
 
 class BrightnessTokenizer(Tokenizer):
