@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.flame OUT.svg [IMAGES] [SIZE]        500 images at 256 pixels if not given
 
-Needs py-spy. Only threads that compute are in it; with `--native` frames of C and C++ too. Made for a browser, which
-shows a name and its share wherever the mouse points.
+Needs py-spy. Only threads that compute are in it. Made for a browser, which shows a name and its share wherever the mouse
+points.
 """
 
 import re
@@ -28,7 +28,7 @@ def main(picture: Path, images: int = 500, size: int = 256) -> None:
         corpus = CorpusConfig(shards=-(-images // SHARD_IMAGES), samples=min(images, SHARD_IMAGES), jpeg_only=True)
         make_corpus(ASSETS / "photos", folder / "in", corpus)
         run = ["run", "--shards", folder / "in", "--model", ASSETS / "vq-f8-1024", "--output", folder / "out"]
-        spy = ["py-spy", "record", "--subprocesses", "--native", "--function", "--rate", RATE, "--output", picture]
+        spy = ["py-spy", "record", "--subprocesses", "--function", "--rate", RATE, "--output", picture]
         command = [*spy, "--", sys.executable, "-m", "jobs", *run, "--set", f"image.size={size}"]
         subprocess.run([str(word) for word in command], cwd=ROOT, env=environment(), check=True)
     picture.write_text(named(picture.read_text()))
