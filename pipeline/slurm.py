@@ -36,10 +36,11 @@ trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 port=$((20000 + SLURM_JOB_ID % 10000)) # jobs may share a node
 address=${{nodes[0]}}:$port
+files=/tmp/tokenmill-$SLURM_JOB_ID # of Ray, on each node; kept to be looked at unless all went well
 start='exec ray start --block --num-cpus=$SLURM_CPUS_ON_NODE --object-store-memory=500000000'
 until_head="until (: > /dev/tcp/${{nodes[0]}}/$port) 2> /dev/null; do sleep 1; done"
 srun --overlap --nodes=1 --ntasks=1 --nodelist="${{nodes[0]}}" \\
-    bash -c "$start --head --port=$port --include-dashboard=false --ray-client-server-port=$((port + 10000))" &
+    bash -c "$start --head --port=$port --include-dashboard=false --ray-client-server-port=$((port + 10000)) --temp-dir=$files" &
 if ((${{#nodes[@]}} > 1)); then
     srun --overlap --nodes=$((${{#nodes[@]}} - 1)) --ntasks=$((${{#nodes[@]}} - 1)) --exclude="${{nodes[0]}}" \\
         bash -c "$until_head; $start --address=$address" &
@@ -58,6 +59,7 @@ while kill -0 "$run" 2> /dev/null; do
     wait "$run" || code=$?
 done
 scancel --signal=KILL "$SLURM_JOB_ID.0" "$SLURM_JOB_ID.1" 2> /dev/null || true # Ray: asked politely, it takes 30 s
+[ "$code" != 0 ] || srun --overlap rm -rf "$files"
 exit "$code"
 """
 

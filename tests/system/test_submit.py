@@ -224,7 +224,7 @@ def test_alerts_ring_at_what_happened_and_at_nothing_else(story: Story) -> None:
 
 def test_rejects_by_reason_reach_prometheus(story: Story) -> None:
     reasons = {series["metric"]["reason"] for series in story.watch.seen("ray_tokenmill_rejects_total")}
-    assert reasons == {"not_an_image"}
+    assert reasons == {"not_image"}
 
 
 def test_scrapes_are_those_of_the_shipped_configuration(story: Story) -> None:
