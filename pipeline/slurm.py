@@ -28,6 +28,7 @@ SCRIPT = """\
 # Sent again, it waits for its predecessor (singleton), and does what OUTPUT still lacks.
 set -euo pipefail
 umask 077
+unset RAY_ADDRESS RAY_AUTH_TOKEN
 export PATH={bin}:$PATH RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 export RAY_AUTH_TOKEN_PATH={folder}/token-$SLURM_JOB_ID
 python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH"
@@ -38,15 +39,20 @@ port=$((20000 + SLURM_JOB_ID % 10000)) # jobs may share a node
 address=${{nodes[0]}}:$port
 files=/tmp/tokenmill-$SLURM_JOB_ID # of Ray, on each node; kept to be looked at unless all went well
 start='exec ray start --block --num-cpus=$SLURM_CPUS_ON_NODE --object-store-memory=500000000'
-until_head="until (: > /dev/tcp/${{nodes[0]}}/$port) 2> /dev/null; do sleep 1; done"
+is_up="(: > /dev/tcp/${{nodes[0]}}/$port) 2> /dev/null"
 srun --overlap --nodes=1 --ntasks=1 --nodelist="${{nodes[0]}}" \\
-    bash -c "$start --head --port=$port --include-dashboard=false --ray-client-server-port=$((port + 10000)) --temp-dir=$files" &
+    bash -c "$start --head --port=$port --ray-client-server-port=$((port + 10000)) --temp-dir=$files \\
+        --include-dashboard=false" &
+head=$!
 if ((${{#nodes[@]}} > 1)); then
     srun --overlap --nodes=$((${{#nodes[@]}} - 1)) --ntasks=$((${{#nodes[@]}} - 1)) --exclude="${{nodes[0]}}" \\
-        bash -c "$until_head; $start --address=$address" &
+        bash -c "until $is_up; do sleep 1; done; $start --address=$address" &
 fi
-bash -c "$until_head"
-python {folder}/wait.py "$address" "${{#nodes[@]}}"
+until eval "$is_up"; do
+    kill -0 "$head" 2> /dev/null || {{ echo "Ray did not start on ${{nodes[0]}}; see above" >&2; exit 1; }}
+    sleep 1
+done
+((${{#nodes[@]}} == 1)) || python {folder}/wait.py "$address" "${{#nodes[@]}}"
 
 cd {folder}
 python -m jobs run {job} --json --set cluster.address="$address" &
@@ -68,7 +74,10 @@ import sys, time
 import ray
 
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
-while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[2]):
+wanted, deadline = int(sys.argv[2]), time.monotonic() + 600
+while (there := sum(node["Alive"] for node in ray.nodes())) < wanted:
+    if time.monotonic() > deadline:
+        sys.exit(f"only {there} of {wanted} nodes joined Ray within 600 s")
     time.sleep(1)
 """
 

@@ -1,13 +1,19 @@
 """What a job takes along, before it is sent anywhere."""
 
+import asyncio
+import os
+import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pipeline import submission
 from pipeline.config import resolve
 from pipeline.errors import UsageError
 from pipeline.job_folder import write_job
-from pipeline.slurm import write_script
+from pipeline.slurm import submit, write_script
 from pipeline.submission import Jobs, chosen_environment
 
 
@@ -92,3 +98,61 @@ def test_option_that_sbatch_does_not_have(tmp_path: Path, option: str) -> None:
 def test_folder_that_would_need_quoting(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="must have no space"):
         write_script(tmp_path / "a b", "tokenmill-0")
+
+
+class Cut:
+    """A jobs API whose log is cut twice, and which is away once."""
+
+    def __init__(self, _address: str) -> None:
+        self.logs = [["one\ntw", None], ["on", "e\ntwo\nthr", None], ["one\ntwo\nthree\n"]]
+        self.away, self.cuts = 1, 0
+
+    async def tail_job_logs(self, _job: str) -> AsyncIterator[str]:
+        for piece in self.logs.pop(0):
+            if piece is None:
+                self.cuts += 1
+                raise RuntimeError("WebSocket connection closed unexpectedly")
+            yield piece
+
+    def get_job_info(self, _job: str) -> SimpleNamespace:
+        if self.away:
+            self.away -= 1
+            raise ConnectionError("no route")
+        over = not self.logs
+        status = submission.JobStatus.FAILED if over else submission.JobStatus.RUNNING
+        return SimpleNamespace(status=status, driver_exit_code=3 if over else None, message="")
+
+
+def test_log_goes_on_where_it_was_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "JobSubmissionClient", Cut)
+    monkeypatch.setattr(submission, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(submission.tenacity, "wait_exponential", lambda **_: submission.tenacity.wait_none())
+    jobs = Jobs("http://127.0.0.1:8265")
+
+    async def shown() -> str:
+        return "".join([piece async for piece in jobs.follow("job")])
+
+    assert asyncio.run(shown()) == "one\ntwo\nthree\n"
+    assert jobs.wait("job") == 3
+    assert (jobs._client.cuts, jobs._client.away) == (2, 0)
+
+
+def test_batch_job_whose_ray_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    for name, does in {"srun": "exit 1", "scontrol": "echo localhost", "scancel": "exit 0"}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\necho {name} >> {tmp_path}/called\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    script = write_script(tmp_path, "tokenmill-0", ["nodes=1"])
+    slurm = {"SLURM_JOB_ID": "9999", "SLURM_JOB_NODELIST": "localhost"}  # nobody listens on port 29999
+    env = {**os.environ, **slurm, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    result = subprocess.run(["bash", script], capture_output=True, text=True, env=env, timeout=60, check=False)
+    assert result.returncode == 1
+    assert "Ray did not start on localhost" in result.stderr
+    assert set((tmp_path / "called").read_text().split()) == {"scontrol", "srun"}
+    assert not list(tmp_path.glob("token-*"))
+
+
+def test_machine_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="there is no sbatch here"):
+        submit(tmp_path / "run.sbatch", wait=False)
