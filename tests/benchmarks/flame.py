@@ -17,7 +17,8 @@ from tests.support.commands import ROOT, environment
 
 ASSETS = ROOT / "jobs" / "assets"
 SHARD_IMAGES = 250
-ROLES = {"default_worker": "actor", "-m jobs": "driver"}  # part of a command line -> its process; others are Ray's
+# Part of a command line -> its process, the first that fits; a raylet's names those of its workers. Others are Ray's.
+ROLES = {"/raylet/raylet": "raylet", "default_worker": "actor", "-m jobs": "driver"}
 RATE = 50  # looks per second
 
 
@@ -37,10 +38,17 @@ def main(picture: Path, images: int = 500, size: int = 256) -> None:
 def named(drawing: str) -> str:
     """Processes by what they are instead of by their command lines."""
 
-    def role(found: re.Match[str]) -> str:
-        return next((role for part, role in ROLES.items() if part in found[0]), "Ray")
+    def renamed(frame: re.Match[str]) -> str:
+        role = next((role for part, role in ROLES.items() if part in frame["command"]), "Ray")
+        return f"<g><title>{role} {frame['share']}{frame['box']}{role}</text>"
 
-    return re.sub(r"process \d+:&quot;[^<]*?(?:&quot;|\.\.)(?= \(|<)", role, drawing)
+    drawing = re.sub(r"py-spy record [^<]*", "tokenmill run", drawing)
+    return re.sub(
+        r"<g><title>process \d+:(?P<command>[^<]*) (?P<share>\([\d,]+ samples)(?P<box>.*?<text[^>]*>)[^<]*</text>",
+        renamed,
+        drawing,
+        flags=re.DOTALL,
+    )
 
 
 if __name__ == "__main__":
