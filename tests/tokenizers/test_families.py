@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.encoding import ModelConfig, Precision
 from pipeline.errors import ModelError
 from pipeline.forward import Forward
 from pipeline.model import Tokenizer, VQModel
+from pipeline.model.checkpoint import write_folder
 from pipeline.tokenizers import families, load_tokenizer
+from pipeline.tokenizers.convert import convert
 from pipeline.tokenizers.families import class_name
 from tests.support.families import FAMILIES, save_scripted
 
@@ -189,3 +192,15 @@ def test_families_from_outside_do_not_replace_ours(tiny_model: Path, monkeypatch
     monkeypatch.setattr(families, "entry_points", lambda **_: found)
     with pytest.raises(ModelError, match=r"VQModel must be registered once, got .*load_nothing beside ours"):
         load_tokenizer(ModelConfig(path=str(tiny_model)))
+
+
+@pytest.mark.parametrize("name", ["JanusVQVAE", "Emu3VQVAE"])
+def test_tokenizer_is_taken_out_of_a_whole_model(name: str, made_once: Made, tmp_path: Path) -> None:
+    model = made_once(f"model of {name}", FAMILIES[name])
+    document = json.loads((model / "config.json").read_text())
+    weights = {f"model.vqmodel.{key}": value for key, value in load_file(model / "model.safetensors").items()}
+    whole = {"model_type": name.removesuffix("VQVAE").lower(), "vq_config": document}
+    write_folder(tmp_path / "whole", whole, weights | {"lm_head.weight": torch.ones(2)}, "model-00001-of-00001")
+    made = convert(tmp_path / "whole", tmp_path / "out")
+    assert made.left_out == {"lm_head": 1}
+    assert made.weights == load_tokenizer(ModelConfig(path=str(model))).weights_hash()
