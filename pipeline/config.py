@@ -19,9 +19,9 @@ from pipeline.encoding import ModelConfig, Precision
 from pipeline.errors import UsageError
 from pipeline.fingerprint import fingerprint, identity
 from pipeline.images import ImageConfig, describe
+from pipeline.limits import LimitsConfig
 from pipeline.messages import Calibration, Identity
 from pipeline.qa.config import QaConfig
-from pipeline.schedule import LimitsConfig
 from pipeline.select import SelectConfig
 from pipeline.shards.tar import TarLimits
 from pipeline.storage import Storage, StorageConfig

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.cluster import Placement, cluster
+from pipeline.cluster import cluster
 from pipeline.commit import probe
 from pipeline.config import JobConfig, job_document, precision_of
 from pipeline.encoding import Precision
@@ -72,8 +72,9 @@ def run(
             probe(storage, output.url, in_parts=True)
     todo = what_is_left(output, shards, retry_quarantined=retry_quarantined, retry_rejects=retry_rejects)
     gates = gates_of(storage, output.url, config.qa, todo.committed, output.summary())
+    schedule = Schedule(((shard.id, shard.size or 0) for shard in todo.pending), config.limits)
     with cluster(config) as placement, stop_on_signals() as stop:
-        job = _Run(config, output, todo, placement, gates, progress=progress, stop=stop)
+        job = Driver(config, output, todo, schedule, Fleet(config, placement), gates, progress=progress, stop=stop)
         try:
             stopped = job.work()
             job.fleet.dismiss_all()  # the accounts of many parts take a while, and need no GPU
@@ -83,15 +84,16 @@ def run(
             job.fleet.dismiss_all()
 
 
-class _Run:
-    """One run's event loop."""
+class Driver:
+    """One run's event loop. What it knows of the world comes from its fleet, the time too."""
 
     def __init__(
         self,
         config: JobConfig,
         output: Output,
         todo: Todo,
-        placement: Placement,
+        schedule: Schedule,
+        fleet: Fleet,
         gates: Gates,
         *,
         progress: Progress,
@@ -100,7 +102,8 @@ class _Run:
         self._config, self._output, self._todo = config, output, todo
         self._progress, self._stop = progress, stop
         self._shards = todo.shards
-        self._schedule = Schedule(((shard.id, shard.size or 0) for shard in todo.pending), config.limits)
+        self._schedule, self.fleet, self._now = schedule, fleet, fleet.now
+        placement = fleet.placement
         self._monitor = Monitor(
             shards_total=len(todo.shards),
             shards_before=len(todo.committed),
@@ -109,8 +112,8 @@ class _Run:
             encode_lanes=placement.cpus if placement.device == "cpu" else 1,
             shards_in_flight=config.cluster.shards_in_flight,
             price_per_actor_hour=config.cluster.price_per_actor_hour,
+            now=self._now,
         )
-        self.fleet = Fleet(config, placement)
         self._identity: Identity | None = None
         self._job: dict[str, Any] | None = None
         self._measuring: str | None = None
@@ -130,7 +133,7 @@ class _Run:
         draining: float | None = None
         while self._job is None or not self._schedule.finished:
             if (self._stop.requested or self._gate) and draining is None:
-                draining = time.monotonic()
+                draining = self._now()
                 self._progress.note("stopping: running shards finish, no new ones begin (once more to stop at once)")
             if draining is not None and self._drained(draining):
                 return True
@@ -142,8 +145,8 @@ class _Run:
             self.fleet.feel_pulses()
             for call, answer in self.fleet.listen(POLL_SECONDS):
                 self._take(call, answer)
-            if time.monotonic() >= self._show_again:
-                self._show_again = time.monotonic() + SHOW_SECONDS
+            if self._now() >= self._show_again:
+                self._show_again = self._now() + SHOW_SECONDS
                 self._progress.show(self._monitor.snapshot(self._schedule, self.fleet.at_work()))
         return False
 
@@ -160,17 +163,17 @@ class _Run:
         rates = self._monitor.rates(self.fleet.most_at_work)
         if self._job is None:
             code, message = ExitCode.STOPPED, "stopped before the first shard; run the same command again"
-            return Result(code, message, self._output.summary() or {}, rates, time.monotonic() - began)
+            return Result(code, message, self._output.summary() or {}, rates, self._now() - began)
         code, message, summary = ending.account(self._schedule.quarantined(), stopped=stopped, gate=self._gate)
         if self._config.qa.samples_per_shard:
             self._monitor.end(self.fleet.most_at_work)
             ending.report(self._monitor.timeline)
-        return Result(code, message, summary, rates, time.monotonic() - began)
+        return Result(code, message, summary, rates, self._now() - began)
 
     # --- one turn of the loop ---
 
     def _drained(self, since: float) -> bool:
-        over = time.monotonic() - since > self._config.limits.drain_seconds
+        over = self._now() - since > self._config.limits.drain_seconds
         return self._stop.now or over or not self._schedule.count(State.RUNNING)
 
     def _check_health(self) -> None:
@@ -192,11 +195,11 @@ class _Run:
     def _end_stalled(self) -> None:
         """End the actors of attempts that no longer move: a thread cannot be ended alone."""
         limit = self._config.limits.stall_seconds
-        if self._measuring and self._job is None and time.monotonic() - self._measuring_since > limit:
+        if self._measuring and self._job is None and self._now() - self._measuring_since > limit:
             actor, self._measuring = self._measuring, None
             self._spoilt += 1
             self._replace(actor, f"no calibration after {limit:g} s (limits.stall_seconds)", blame=False)
-        for assignment, why in self._schedule.stalled(time.monotonic()):
+        for assignment, why in self._schedule.stalled(self._now()):
             if assignment.actor in self.fleet.actors:  # else it was ended for another of its shards
                 self._replace(assignment.actor, f"{self._shards[assignment.shard].url}: {why}", assignment.shard)
 
@@ -232,7 +235,7 @@ class _Run:
         if not shards:
             self._claim(None)
             return
-        self._measuring, self._measuring_since = loaded[0], time.monotonic()
+        self._measuring, self._measuring_since = loaded[0], self._now()
         there, given = self._output.job(), self._config.model.batch_size
         size = there["batch_size"] if there else (given if given != "auto" else None)
         self.fleet.call(loaded[0], "measure", shards, size, self._fixed_precision(there))
@@ -245,7 +248,7 @@ class _Run:
         while actor.running < self._config.cluster.shards_in_flight:
             if self._gates.holds_back(self._schedule.count(State.RUNNING)):
                 break
-            assignment = self._schedule.next(name, time.monotonic())
+            assignment = self._schedule.next(name, self._now())
             if assignment is None:
                 break
             actor.running += 1
@@ -256,7 +259,7 @@ class _Run:
 
     def _release(self, name: str, actor: Actor) -> None:
         """Give back the place of an actor that has had nothing to do for a while, as the queue is empty."""
-        now = time.monotonic()
+        now = self._now()
         if actor.running or self._schedule.count(State.WAITING):
             actor.idle_since = now
             return
@@ -281,7 +284,7 @@ class _Run:
         elif isinstance(answer, Pulse):
             self._monitor.reading(call.actor, answer.reading)
             for shard, attempt, moved in answer.moved:
-                self._schedule.progress(shard, attempt, moved, time.monotonic())
+                self._schedule.progress(shard, attempt, moved, self._now())
         elif call.assignment is not None:
             self._tokenized(call.assignment, answer)
 
@@ -347,7 +350,7 @@ class _Run:
                 self._gate = finding.message
 
     def _tokenized(self, assignment: Assignment, answer: ShardReport | Failure) -> None:
-        now = time.monotonic()
+        now = self._now()
         if isinstance(answer, ShardReport):
             losers = self._schedule.done(assignment.shard, assignment.attempt, now)
             if losers is not None:
@@ -386,6 +389,6 @@ class _Run:
         """Take an actor off the list; its shards go back to the queue, and the next turn recruits another."""
         self._monitor.touch()
         self.fleet.dismiss(name)
-        shards = self._schedule.lost(name, message, time.monotonic(), stalled=stalled, blame=blame)
+        shards = self._schedule.lost(name, message, self._now(), stalled=stalled, blame=blame)
         names = ", ".join(self._shards[shard].url for shard in shards) or "none"
         self._progress.note(f"{name} is replaced ({message}); its shards go back to the queue: {names}")

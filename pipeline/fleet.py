@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -29,7 +29,7 @@ class Phase(StrEnum):
 
 @dataclass(slots=True)
 class Actor:
-    """One actor as the driver knows it. Times are of `time.monotonic` (seconds)."""
+    """One actor as the driver knows it. Times are of `Fleet.now` (seconds)."""
 
     handle: Any
     phase: Phase = Phase.LOADING
@@ -63,10 +63,16 @@ class Lost:
 
 
 class Fleet:
-    """The actors of a run and the calls they have not answered yet."""
+    """The actors of a run and the calls they have not answered yet.
 
-    def __init__(self, config: JobConfig, placement: Placement) -> None:
-        self._config, self.placement = config, placement
+    Args:
+        config: of the job.
+        placement: how many actors, and what each reserves.
+        now: the clock of the run (seconds).
+    """
+
+    def __init__(self, config: JobConfig, placement: Placement, now: Callable[[], float] = time.monotonic) -> None:
+        self._config, self.placement, self.now = config, placement, now
         self._calls: dict[Any, Call] = {}
         self._names = (f"actor-{number}" for number in itertools.count())
         self.actors: dict[str, Actor] = {}
@@ -91,7 +97,7 @@ class Fleet:
 
     def feel_pulses(self) -> None:
         """Ask every ready actor how far it is, about once a second."""
-        now = time.monotonic()
+        now = self.now()
         for name, actor in self.actors.items():
             if actor.phase is Phase.READY and now >= actor.pulse_due:
                 actor.pulse_due = float("inf")  # until it answers
@@ -126,7 +132,7 @@ class Fleet:
 
     def _note(self, call: Call, answer: Any) -> None:
         """Keep the actor's own state up to date."""
-        actor, now = self.actors[call.actor], time.monotonic()
+        actor, now = self.actors[call.actor], self.now()
         if call.method == "pulse":
             actor.pulse_due = now + PULSE_SECONDS
         if isinstance(answer, Lost):

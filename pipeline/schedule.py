@@ -26,56 +26,13 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Self
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import ShardFault
+from pipeline.limits import LimitsConfig
 
 PACES_KEPT = 200  # finished shards whose pace says what is slow
 MIN_PACES = 3  # with fewer nobody knows what is slow
 MIN_OVERDUE_SECONDS = 5.0  # below that a repetition costs more than it can save
-
-
-class LimitsConfig(BaseModel):
-    """When to try again, when to give up, when to stop."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_attempts: int = Field(3, ge=1, description="failed attempts at a shard before it is quarantined")
-    max_infra_failures: int = Field(20, ge=1, description="failures of store, node or actor that a shard may meet")
-    backoff_seconds: float = Field(
-        1.0, ge=0, description="pause before the second attempt; doubles each time (seconds)"
-    )
-    max_backoff_seconds: float = Field(60.0, ge=0, description="longest pause between two attempts (seconds)")
-    max_reject_fraction: float = Field(
-        0.1, ge=0, le=1, description="stop when more of the samples than this are rejected (fraction)"
-    )
-    stall_seconds: float = Field(
-        300.0, gt=0, description="an attempt that moves no byte and no sample for so long has failed (seconds)"
-    )
-    shard_seconds: float | None = Field(None, gt=0, description="longest time for one attempt; null is none (seconds)")
-    sample_seconds: float = Field(
-        60.0, gt=0, description="in careful attempts: a sample that decodes longer is rejected as crashed (seconds)"
-    )
-    sample_bytes: int = Field(
-        4 << 30, gt=0, description="in careful attempts: memory of the process that decodes a sample (bytes)"
-    )
-    speculate_factor: float = Field(
-        2.0, ge=0, description="idle actors repeat shards that take so many times the usual pace; 0 is never"
-    )
-    drain_seconds: float = Field(
-        60.0, ge=0, description="after Ctrl-C or SIGTERM, how long running shards may take to finish (seconds)"
-    )
-
-    @model_validator(mode="after")
-    def _sample_before_shard(self) -> Self:
-        if self.sample_seconds >= self.stall_seconds:
-            raise ValueError(
-                f"limits.sample_seconds must be below limits.stall_seconds ({self.stall_seconds:g}), so that a sample "
-                f"that hangs is found before its shard is given up, got {self.sample_seconds:g}"
-            )
-        return self
 
 
 class Kind(StrEnum):
@@ -148,13 +105,22 @@ class Schedule:
         shards: id and size in bytes of every shard to do; the largest go first, so that the tail is short.
         limits: budgets and pauses.
         seed: of the jitter.
+        largest_first: False begins them as they come; to measure what the order is worth.
     """
 
-    def __init__(self, shards: Iterable[tuple[str, int]], limits: LimitsConfig, seed: int = 0) -> None:
+    def __init__(
+        self,
+        shards: Iterable[tuple[str, int]],
+        limits: LimitsConfig,
+        seed: int = 0,
+        *,
+        largest_first: bool = True,
+    ) -> None:
+        self._largest_first = largest_first
         self._entries = {shard: _Entry(size) for shard, size in shards}
         self._limits = limits
         self._random = random.Random(seed)  # noqa: S311 - jitter, not cryptography
-        self._ready = [(-entry.size, shard) for shard, entry in self._entries.items()]
+        self._ready = [self._place(shard) for shard in self._entries]
         heapq.heapify(self._ready)
         self._later: list[tuple[float, str]] = []
         self._suspects: deque[str] = deque()
@@ -331,7 +297,11 @@ class Schedule:
         if entry.suspect:
             self._suspects.append(shard)
         else:
-            heapq.heappush(self._ready, (-entry.size, shard))
+            heapq.heappush(self._ready, self._place(shard))
+
+    def _place(self, shard: str) -> tuple[int, str]:
+        """In the queue."""
+        return (-self._entries[shard].size if self._largest_first else 0), shard
 
     def _assign(self, shard: str, actor: str, now: float) -> Assignment:
         entry = self._entries[shard]
@@ -384,7 +354,7 @@ class Schedule:
             if self._entries[shard].suspect:
                 self._suspects.append(shard)
             else:
-                heapq.heappush(self._ready, (-self._entries[shard].size, shard))
+                heapq.heappush(self._ready, self._place(shard))
 
     def _pause(self, entry: _Entry) -> float:
         failures = entry.task_failures + entry.infra_failures

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.schedule import Assignment, Failure, Kind, LimitsConfig, Schedule, State
+from pipeline.limits import LimitsConfig
+from pipeline.schedule import Assignment, Failure, Kind, Schedule, State
 
 LIMITS = LimitsConfig(max_attempts=3, max_infra_failures=4, backoff_seconds=1.0, stall_seconds=100, sample_seconds=50)
 BAD = Failure(Kind.TASK, "truncated", "cut")
