@@ -138,7 +138,6 @@ class Driver:
             if draining is not None and self._drained(draining):
                 return True
             self._check_health()
-            self._end_stalled()
             if draining is None:
                 self._recruit()
                 self._advance()
@@ -147,6 +146,7 @@ class Driver:
                 self._take(call, answer)
             if self._now() >= self._show_again:
                 self._show_again = self._now() + SHOW_SECONDS
+                self._end_stalled()
                 self._progress.show(self._monitor.snapshot(self._schedule, self.fleet.at_work()))
         return False
 

@@ -32,6 +32,7 @@ from pipeline.limits import LimitsConfig
 
 PACES_KEPT = 200  # finished shards whose pace says what is slow
 MIN_PACES = 3  # with fewer nobody knows what is slow
+LOOK_SECONDS = 1.0  # between two looks for slow shards: at the tail all idle actors of a large fleet ask all the time
 MIN_OVERDUE_SECONDS = 5.0  # below that a repetition costs more than it can save
 
 
@@ -127,6 +128,8 @@ class Schedule:
         self._actors: dict[str, _Load] = {}
         self._emptying: str | None = None  # the actor that takes nothing more until it can take a suspect alone
         self._paces: deque[float] = deque(maxlen=PACES_KEPT)  # seconds per byte
+        self._overdue: list[str] = []  # as of the last look
+        self._looked = float("-inf")
         self._quickest = float("inf")  # seconds: what even the smallest shard takes
         self._tally = dict.fromkeys(State, 0) | {State.WAITING: len(self._entries)}
 
@@ -325,19 +328,35 @@ class Schedule:
 
     def _slowest(self, actor: str, now: float) -> str | None:
         """The shard most overdue for its size that runs once, elsewhere, in company; None if none is overdue."""
+        if now - self._looked >= LOOK_SECONDS:
+            self._looked, self._overdue = now, self._find_overdue(now)
+        for shard in self._overdue:
+            if self._runs_alone(self._entries[shard]) not in (None, actor):
+                self._overdue.remove(shard)
+                return shard
+        return None
+
+    def _find_overdue(self, now: float) -> list[str]:
+        """The shards that one attempt holds for longer than is usual, the most overdue first."""
         if not self._limits.speculate_factor or len(self._paces) < MIN_PACES:
-            return None
+            return []
         pace = statistics.median(self._paces)
-        overdue: list[tuple[float, str]] = []
+        found: list[tuple[float, str]] = []
         for shard, entry in self._running_entries():
-            one = next(iter(entry.running.values()))
-            once = entry.state is State.RUNNING and len(entry.running) == 1
-            late = now - one.started > MIN_OVERDUE_SECONDS
-            if once and late and one.actor != actor and not entry.suspect:
-                usual = max(pace * entry.size, self._quickest)
-                overdue.append(((now - one.started) / max(1e-9, usual), shard))
-        times, shard = max(overdue, default=(0.0, ""))
-        return shard if times > self._limits.speculate_factor else None
+            if self._runs_alone(entry) is None or entry.suspect:
+                continue
+            lasted = now - next(iter(entry.running.values())).started
+            times = lasted / max(1e-9, pace * entry.size, self._quickest)
+            if lasted > MIN_OVERDUE_SECONDS and times > self._limits.speculate_factor:
+                found.append((-times, shard))
+        return [shard for _, shard in sorted(found)]
+
+    @staticmethod
+    def _runs_alone(entry: _Entry) -> str | None:
+        """The one actor that works on a shard; None if there are more or none, or the shard is done."""
+        if entry.state is not State.RUNNING or len(entry.running) != 1:
+            return None
+        return next(iter(entry.running.values())).actor
 
     def _running_entries(self) -> list[tuple[str, _Entry]]:
         shards = dict.fromkeys(shard for load in self._actors.values() for shard in sorted(load.shards))
