@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from pipeline.claim import check_precision
 from pipeline.cluster import cluster
 from pipeline.commit import probe
 from pipeline.config import JobConfig, job_document, precision_of
@@ -72,7 +73,8 @@ def run(
             probe(storage, output.url, in_parts=True)
     todo = what_is_left(output, shards, retry_quarantined=retry_quarantined, retry_rejects=retry_rejects)
     gates = gates_of(storage, output.url, config.qa, todo.committed, output.summary())
-    schedule = Schedule(((shard.id, shard.size or 0) for shard in todo.pending), config.limits)
+    sizes = ((shard.id, shard.size or 0) for shard in todo.pending)
+    schedule = Schedule(sizes, config.limits, canaries=gates.canaries)
     with cluster(config) as placement, stop_on_signals() as stop:
         job = Driver(config, output, todo, schedule, Fleet(config, placement), gates, progress=progress, stop=stop)
         try:
@@ -221,8 +223,9 @@ class Driver:
                 actor.phase = Phase.STARTING
                 job = self._job
                 self.fleet.call(name, "start", job["fingerprint"], job["batch_size"], precision_of(job))
-            elif actor.phase is Phase.READY:
-                self._supply(name, actor)
+        self._supply()
+        for name, actor in list(self.fleet.actors.items()):
+            if actor.phase is Phase.READY:
                 self._release(name, actor)
 
     def _calibrate(self) -> None:
@@ -244,18 +247,23 @@ class Driver:
         """The precision that the user chose, else that of the run which is resumed; None if it is to be chosen."""
         return self._config.model.fixed_precision or (precision_of(there) if there else None)
 
-    def _supply(self, name: str, actor: Actor) -> None:
-        while actor.running < self._config.cluster.shards_in_flight:
-            if self._gates.holds_back(self._schedule.count(State.RUNNING)):
-                break
-            assignment = self._schedule.next(name, self._now())
-            if assignment is None:
-                break
-            actor.running += 1
-            self._monitor.begun()
-            shard = self._shards[assignment.shard]
-            task = Task(shard, assignment.attempt, assignment.careful, shard.id in self._todo.withdrawn)
-            self.fleet.call(name, "tokenize", task, assignment=assignment)
+    def _supply(self) -> None:
+        """Fill the free slots, every first one before any second: two large shards must not share a device in vain."""
+        for slot in range(self._config.cluster.shards_in_flight):
+            ready = (name for name, actor in self.fleet.actors.items() if actor.phase is Phase.READY)
+            for name in self._schedule.by_load(name for name in ready if self.fleet.actors[name].running <= slot):
+                if self._gates.holds_back(self._schedule.count(State.RUNNING)):
+                    return
+                assignment = self._schedule.next(name, self._now())
+                if assignment is not None:
+                    self._give(assignment)
+
+    def _give(self, assignment: Assignment) -> None:
+        self.fleet.actors[assignment.actor].running += 1
+        self._monitor.begun()
+        shard = self._shards[assignment.shard]
+        task = Task(shard, assignment.attempt, assignment.careful, shard.id in self._todo.withdrawn)
+        self.fleet.call(assignment.actor, "tokenize", task, assignment=assignment)
 
     def _release(self, name: str, actor: Actor) -> None:
         """Give back the place of an actor that has had nothing to do for a while, as the queue is empty."""
@@ -306,12 +314,8 @@ class Driver:
         there = self._output.job()
         precision = calibration.precision if calibration else self._fixed_precision(there) or Precision.EXACT
         if there is None:  # else it was judged when the run began
-            self._check_precision(precision, calibration)
-        if calibration is not None and self._config.image.decode != "exact":
-            kept = f"{calibration.decode_agreement:.2%} of the tokens of image.decode=exact"
-            self._progress.note(
-                f"image.decode={self._config.image.decode} keeps {kept}, on {calibration.images} images"
-            )
+            for line in check_precision(self._config, precision, calibration, needed=bool(self._todo.pending)):
+                self._progress.note(line)
         given = self._config.model.batch_size
         size = calibration.batch_size if calibration else (given if given != "auto" else SAFE_BATCH)
         document = job_document(self._config, self._identity, calibration, precision, size)
@@ -322,25 +326,6 @@ class Driver:
         if self._todo.pending:
             self._output.reopen()
         self._judge(self._gates.findings)
-
-    def _check_precision(self, precision: Precision, calibration: Calibration | None) -> None:
-        """Refuse a precision that loses tokens; say what was tried."""
-        floor = self._config.model.min_agreement
-        if calibration is None:
-            if self._todo.pending and precision is not Precision.EXACT:
-                raise UsageError(
-                    f"the agreement of precision {precision} with {Precision.EXACT} could not be measured: no image "
-                    "could be read; use model.precision=exact, or mend the first shards"
-                )
-            return
-        if calibration.chosen.agreement < floor:
-            raise UsageError(
-                f"precision {precision} keeps only {calibration.chosen.agreement:.2%} of the tokens of precision "
-                f"{Precision.EXACT} (model.min_agreement is {floor:.2%}); choose a finer precision, or lower the floor"
-            )
-        if len(calibration.trials) > 1:
-            tried = "; ".join(map(str, calibration.trials))
-            self._progress.note(f"precision {precision} (model.min_agreement is {floor:.2%}): {tried}")
 
     def _judge(self, findings: Iterable[Finding]) -> None:
         """Say which gates failed; unless they only mark, the run stops."""

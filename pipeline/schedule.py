@@ -106,6 +106,8 @@ class Schedule:
         shards: id and size in bytes of every shard to do; the largest go first, so that the tail is short.
         limits: budgets and pauses.
         seed: of the jitter.
+        canaries: so many begin before the largest, of the middle size: a fleet waits for them, and they should be like
+            the others.
         largest_first: False begins them as they come; to measure what the order is worth.
     """
 
@@ -115,11 +117,14 @@ class Schedule:
         limits: LimitsConfig,
         seed: int = 0,
         *,
+        canaries: int = 0,
         largest_first: bool = True,
     ) -> None:
-        self._largest_first = largest_first
         self._entries = {shard: _Entry(size) for shard, size in shards}
-        self._limits = limits
+        self._limits, self._largest_first = limits, largest_first
+        by_size = sorted(self._entries, key=lambda shard: (self._entries[shard].size, shard))
+        middle = max(0, (len(by_size) - canaries) // 2)
+        self._canaries = frozenset(by_size[middle : middle + canaries])
         self._random = random.Random(seed)  # noqa: S311 - jitter, not cryptography
         self._ready = [self._place(shard) for shard in self._entries]
         heapq.heapify(self._ready)
@@ -155,9 +160,18 @@ class Schedule:
                 self._emptying = actor
                 return None
         if self._ready:
-            return self._assign(heapq.heappop(self._ready)[1], actor, now)
+            return self._assign(heapq.heappop(self._ready)[-1], actor, now)
         slow = self._slowest(actor, now)
         return self._assign(slow, actor, now) if slow else None
+
+    def by_load(self, actors: Iterable[str]) -> list[str]:
+        """Actors in the order in which they should be asked for: those that hold the fewest bytes first."""
+
+        def held(actor: str) -> int:
+            load = self._actors.get(actor)
+            return sum(self._entries[shard].size for shard in load.shards) if load else 0
+
+        return sorted(actors, key=held)
 
     def stalled(self, now: float) -> list[tuple[Assignment, str]]:
         """The attempts that stopped moving, or run beyond their deadline, each with what is wrong in words."""
@@ -302,9 +316,9 @@ class Schedule:
         else:
             heapq.heappush(self._ready, self._place(shard))
 
-    def _place(self, shard: str) -> tuple[int, str]:
+    def _place(self, shard: str) -> tuple[bool, int, str]:
         """In the queue."""
-        return (-self._entries[shard].size if self._largest_first else 0), shard
+        return shard not in self._canaries, (-self._entries[shard].size if self._largest_first else 0), shard
 
     def _assign(self, shard: str, actor: str, now: float) -> Assignment:
         entry = self._entries[shard]

@@ -48,6 +48,7 @@ FLOORS: dict[str, int] = {
     "pipeline.qa": 3,
     "pipeline.config": 4,
     "pipeline.worker": 4,
+    "pipeline.claim": 4,
     "pipeline.plan": 4,
     "pipeline.bench": 4,
     "pipeline.progress": 4,

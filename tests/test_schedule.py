@@ -30,6 +30,19 @@ def test_largest_shards_first() -> None:
     assert plan.next("a", 0.0) is None
 
 
+def test_canaries_of_the_middle_size_before_the_largest() -> None:
+    sizes = {"s0": 10, "s1": 30, "s2": 20, "s3": 40, "s4": 50}
+    plan = Schedule(sizes.items(), LIMITS, canaries=1)
+    assert [take(plan, "a").shard for _ in range(5)] == ["s1", "s4", "s3", "s2", "s0"]
+
+
+def test_actors_with_the_fewest_bytes_are_asked_first() -> None:
+    plan = schedule(10, 30, 20)
+    for actor in "abc":
+        take(plan, actor)  # a: 30, b: 20, c: 10
+    assert plan.by_load(["a", "b", "c", "new"]) == ["new", "c", "b", "a"]
+
+
 def test_task_failures_until_quarantine() -> None:
     plan = schedule(1)
     for attempt in (1, 2, 3):

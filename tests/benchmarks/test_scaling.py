@@ -10,7 +10,7 @@ from tests.benchmarks.scaling.site import DriverCosts, Rates, Site, Times
 
 STEADY = Times(work=[1.0], open=[0.1], finish=[0.1], load=[10.0])
 CALM = Rates(deaths=0, failures=0, slow_streams=0, slow_nodes=0)
-SMALL = Site(gpus=16, shards=320, times=STEADY, rates=CALM)
+SMALL = Site(gpus=16, shards=320, times=STEADY, rates=CALM, warm_up=0.0)
 
 
 def without_clock(figures: Figures) -> Figures:
@@ -21,8 +21,9 @@ def without_clock(figures: Figures) -> Figures:
 def test_fleet_without_faults_loses_only_its_start_and_its_tail() -> None:
     found = simulate(SMALL)
     assert (found.committed, found.attempts, found.lost, found.repeated) == (320, 320, 0, 0.0)
-    ideal, start = found.efficiency * found.hours * 3600, 10.0 + 10.0  # the first actor's load and calibration
-    assert found.hours * 3600 == pytest.approx(ideal + start + found.tail, abs=found.tail)
+    wall = found.hours * 3600
+    start, canary = 10.0 + 10.0 + 10.0, 5.0  # the first actor's load and calibration, the load of the others
+    assert wall == pytest.approx(found.efficiency * wall + start + canary, rel=0.1)
 
 
 def test_same_seed_gives_the_same_figures() -> None:
@@ -40,18 +41,23 @@ def test_faults_cost_time_and_no_shard() -> None:
     assert found.efficiency < simulate(SMALL).efficiency
 
 
-def test_slow_stream_is_repeated_elsewhere() -> None:
-    site = replace(SMALL, shards=64, rates=replace(CALM, slow_streams=0.1), seed=3)
-    assert simulate(site).tail < simulate(site, speculation=False).tail
+def hours(site: Site, **choices: bool) -> float:
+    """Of several seeds together: one alone may be lucky."""
+    return sum(simulate(replace(site, seed=seed), **choices).hours for seed in range(4))
 
 
-def test_largest_first_shortens_the_tail() -> None:
-    site = replace(SMALL, shards=64, spread=0.8)
-    assert simulate(site).hours < simulate(site, largest_first=False).hours
+def test_slow_streams_are_repeated_elsewhere() -> None:
+    site = replace(SMALL, shards=64, rates=replace(CALM, slow_streams=0.05))
+    assert hours(site) < 0.95 * hours(site, speculation=False)
+
+
+def test_largest_first_ends_sooner() -> None:
+    site = replace(SMALL, shards=160, spread=0.8)
+    assert hours(site) < 0.95 * hours(site, largest_first=False)
 
 
 def test_driver_that_is_slow_bounds_the_run() -> None:
-    slow = simulate(replace(SMALL, costs=DriverCosts(call=0.1, answer=0.1)))
+    slow = simulate(replace(SMALL, costs=DriverCosts(call=0.2, answer=0.2)))
     assert slow.driver > 0.5
     assert slow.efficiency < 0.7 * simulate(SMALL).efficiency
 

@@ -1,6 +1,6 @@
 """Simulates runs of 1 to 1,000 GPUs and up to 100,000 shards; prints tables in Markdown, draws docs/scaling.svg.
 
-    python -m tests.benchmarks.scaling [--quick]        about 6 minutes on one core; quick: 10 seconds, no picture
+python -m tests.benchmarks.scaling [--quick]        about 6 minutes on one core; quick: 10 seconds, no picture
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Measures what the simulation draws from: one actor's worker, shard after shard, from and to a real S3 server.
 
-    python -m tests.benchmarks.scaling.measure [SHARDS]        writes measured.json beside this file
+python -m tests.benchmarks.scaling.measure [SHARDS]        writes measured.json beside this file
 """
 
 import json
@@ -51,8 +51,9 @@ def main(shards: int = 60) -> None:
             load.append(time.perf_counter() - began)
         rows = [_attempt(worker, shard) for shard in frozen]
     work = [row["work"] for row in rows]
+    source = f"{shards} shards of {SAMPLES} photographs, SeaweedFS on loopback, the demo's model at 64 px, one core"
     document = {
-        "source": f"{shards} shards of {SAMPLES} photographs, SeaweedFS on loopback, the demo's model at 64 px, one core",
+        "source": source,
         "work": [round(value / median(work), 4) for value in sorted(work)],
         "open": [round(row["open"], 4) for row in sorted(rows, key=lambda row: row["open"])],
         "finish": [round(row["finish"], 4) for row in sorted(rows, key=lambda row: row["finish"])],

@@ -1,6 +1,5 @@
 """Efficiency over the size of the fleet, and where the rest went, as an SVG that needs nothing else."""
 
-import math
 from collections.abc import Sequence
 
 from markupsafe import Markup
@@ -33,7 +32,8 @@ def picture(found: Sequence[Figures]) -> str:
 
 def _axis() -> Markup:
     return Markup("").join(
-        _TEXT.format(LEFT - 8, TOP + PLOT * (1 - percent / 100) + 4, "end", f"{percent} %") for percent in range(0, 101, 25)
+        _TEXT.format(LEFT - 8, TOP + PLOT * (1 - percent / 100) + 4, "end", f"{percent} %")
+        for percent in range(0, 101, 25)
     )
 
 
@@ -46,7 +46,8 @@ def _column(figures: Figures, x: float) -> Markup:
         bottom -= height
         body += _BAR.format(x, bottom, BAR, height, color)
     middle = x + BAR / 2
-    body += _TEXT.format(middle, TOP + PLOT - PLOT * figures.efficiency + 16, "middle", f"{math.floor(100 * figures.efficiency)}")
+    top = TOP + PLOT * (1 - figures.efficiency)
+    body += _TEXT.format(middle, top + 16, "middle", f"{100 * figures.efficiency:.0f}")
     return body + _TEXT.format(middle, TOP + PLOT + 16, "middle", f"{figures.gpus:,}")
 
 

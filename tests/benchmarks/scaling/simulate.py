@@ -9,7 +9,6 @@ from pipeline.config import JobConfig, resolve
 from pipeline.driver import Driver
 from pipeline.output import Output
 from pipeline.progress import Silent
-from pipeline.qa.config import QaConfig
 from pipeline.qa.gates import Gates
 from pipeline.resume import Todo
 from pipeline.schedule import Schedule, State
@@ -30,8 +29,8 @@ class Figures:
         hours: wall time.
         efficiency: GPU-seconds of an ideal run (all images at the healthy rate, without any wait) over those paid.
         tail: seconds from the first attempt at the last shard to the last part.
-        starting, repeated, idle: GPU-hours lost before actors were ready, to attempts that published nothing, and to all
-            else: waits, slow nodes, nodes that were away, the tail.
+        starting, repeated, idle: GPU-hours lost before actors were ready, to attempts that published nothing, and to
+            all else: waits, the canary, slow nodes, nodes that were away, the tail.
         attempts, lost: attempts begun, actors lost.
         driver: share of the wall time that the driver was busy.
         seconds: that the simulation itself took.
@@ -63,11 +62,10 @@ def simulate(site: Site, *, speculation: bool = True, largest_first: bool = True
         world = World(config, site, images)
         todo = Todo(shards, {shard.id: shard for shard in shards}, shards, {}, set(), [])
         sizes = [(shard.id, shard.size or 0) for shard in shards]
-        schedule = Schedule(sizes, config.limits, largest_first=largest_first)
+        gates = Gates(config.qa)
+        schedule = Schedule(sizes, config.limits, canaries=gates.canaries, largest_first=largest_first)
         output = Output(Storage(), config.output.url)
-        driver = Driver(
-            config, output, todo, schedule, world, Gates(QaConfig(samples_per_shard=0)), progress=Silent(), stop=Stop()
-        )
+        driver = Driver(config, output, todo, schedule, world, gates, progress=Silent(), stop=Stop())
         driver.work()
         wall = world.now()
         world.dismiss_all()
@@ -91,6 +89,6 @@ def simulate(site: Site, *, speculation: bool = True, largest_first: bool = True
 
 
 def _config(folder: str, *, speculation: bool) -> JobConfig:
-    settings = ["qa.samples_per_shard=0", f"limits.speculate_factor={2.0 if speculation else 0}"]
+    settings = [f"limits.speculate_factor={2.0 if speculation else 0}"]
     flags = {"shards": ["sim"], "model": "sim", "output": folder}
     return resolve(settings=settings, flags=flags, environment={})

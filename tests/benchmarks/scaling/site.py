@@ -19,7 +19,7 @@ class Times:
         work: seconds per image of a shard in decode and encode, over the median of all shards (ratios).
         open: seconds from the beginning of an attempt to its first sample.
         finish: seconds after the last image: write, check, QA, publish.
-        load: seconds that an actor takes to start, load the model and get ready.
+        load: seconds that an actor takes to load the model and get ready.
     """
 
     work: Sequence[float]
@@ -58,7 +58,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class DriverCosts:
-    """CPU seconds that the real driver spends, measured on one core of a Xeon; on Ray, with up to 1,000 calls in flight.
+    """CPU seconds that the real driver spends, measured on one core of a Xeon, with up to 1,000 calls in flight.
 
     The simulated driver spends them on virtual time: answers wait while it is busy.
 
@@ -87,6 +87,8 @@ class Site:
         image_bytes: of a stored image, on average.
         rate: images/s of a healthy actor, decode and encode included.
         gpus_per_node: that are lost together.
+        warm_up: seconds of an actor's start beyond `times.load`, which was measured on a CPU: CUDA, gigabytes of
+            weights, graphs. An assumption.
     """
 
     gpus: int
@@ -99,6 +101,7 @@ class Site:
     image_bytes: int = 50_000
     rate: float = 2_000.0
     gpus_per_node: int = 8
+    warm_up: float = 20.0
     seed: int = 0
 
     @property

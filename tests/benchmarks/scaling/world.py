@@ -1,8 +1,8 @@
 """A fleet on virtual time: actors that draw how long things take, on nodes that come and go.
 
-It stands in the place of `pipeline.fleet.Fleet`, so that everything above it is the driver and the schedule of a run. An
-attempt opens its stream, moves its images through the actor's device, which its attempts share, and finishes its part.
-What the driver itself spends on Ray passes on the same clock.
+It stands in the place of `pipeline.fleet.Fleet`; everything above it is the driver and the schedule of a run. An attempt
+opens its stream, moves its images through its actor's device, which attempts share, and finishes its part. What the
+driver itself spends on Ray passes on the same clock.
 """
 
 import heapq
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+import numpy as np
+
 from pipeline.cluster import Placement
 from pipeline.commit import Outcome
 from pipeline.config import JobConfig
@@ -19,6 +21,7 @@ from pipeline.encoding import Precision, Trial
 from pipeline.fleet import Actor, Call, Fleet, Lost
 from pipeline.messages import Calibration, Identity, Pulse, ShardReport, Task
 from pipeline.meter import Reading
+from pipeline.qa.evidence import QaReport, pack
 from pipeline.schedule import Assignment, Failure, Kind
 from pipeline.tokens.schema import Counts, TokenSpec
 from tests.benchmarks.scaling.site import Lot, Site
@@ -26,6 +29,22 @@ from tests.benchmarks.scaling.site import Lot, Site
 ROUND_TRIP = 0.002  # seconds of a call that does nothing
 MEASURE_SECONDS = 10.0  # calibration of the first actor
 IDENTITY = Identity("weights", {"block_out_channels": [1, 1, 1, 1, 1]}, TokenSpec(16_384, 16, 16), "pillow-13")
+QA = QaReport(  # that no gate minds
+    fingerprint="",
+    shard={"id": "sim", "url": "sim"},
+    counts=Counts(1, 1, 1, 0),
+    rejects_by_reason={},
+    codebook_size=4,
+    packed=pack(np.full(4, 6)),
+    out_of_range=0,
+    constant_grids=0,
+    duplicate_grids=0,
+    split_divergence=0.0,
+    sizes={},
+    aspects={},
+    psnr=None,
+    ssim=None,
+)
 
 
 @dataclass(slots=True)
@@ -181,7 +200,7 @@ class World(Fleet):
         self._machines[name] = _Machine(node, self._clock, self._site.rate * self._speeds[node])
         call = Call(name, "load")
         self._pending += 1
-        self._after(self._lot.of(self._site.times.load), lambda: self._answer(call, IDENTITY))
+        self._after(self._site.warm_up + self._lot.of(self._site.times.load), lambda: self._answer(call, IDENTITY))
         self._after(self._lot.death(), lambda: self._die(name))
 
     def _ready(self, call: Call) -> None:
@@ -284,7 +303,7 @@ class World(Fleet):
             self.published.add(key[0])
             self.commits.append(self._clock)
         outcome = Outcome.DONE if first else Outcome.LOST
-        self._end(name, key, ShardReport(Counts(images, images, images, 0), outcome), repeated=not first)
+        self._end(name, key, ShardReport(Counts(images, images, images, 0), outcome, qa=QA), repeated=not first)
 
     def _end(self, name: str, key: tuple[str, int], answer: ShardReport | Failure, *, repeated: bool = True) -> None:
         work = self._machines[name].works.pop(key)
@@ -314,7 +333,7 @@ class World(Fleet):
 
 
 def _rates(machine: _Machine) -> list[tuple[_Work, float]]:
-    """Images/s of each attempt that streams: equal shares of the device; what a slow stream leaves goes to the others."""
+    """Images/s of each attempt that streams: equal shares of the device, and what slow streams leave of theirs."""
     left, rates = machine.rate, []
     waiting = sorted((work for work in machine.works.values() if work.streaming), key=lambda work: work.limit)
     for number, work in enumerate(waiting):
