@@ -320,7 +320,7 @@ class Driver:
         size = calibration.batch_size if calibration else (given if given != "auto" else SAFE_BATCH)
         document = job_document(self._config, self._identity, calibration, precision, size)
         self._job = self._output.claim(document, overwrite=self._config.output.allow_overwrite_commit)
-        self._monitor.calibration = calibration
+        self._monitor.calibrated(calibration, self._config.image.views, self.fleet.placement.most)
         merged = self._output.extend_manifest(self._todo.given, self._todo.refrozen)
         self._shards = {shard.id: shard for shard in merged}
         if self._todo.pending:

@@ -37,6 +37,10 @@ class Identity:
         assert isinstance(levels, list | tuple)
         return int(2 ** (len(levels) - 1))
 
+    def tokens_per_view(self, pixels: int) -> int:
+        """Tokens of a view; where grids vary, of one with so many pixels."""
+        return self.spec.tokens_per_view or pixels // self.downsample**2
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -52,6 +56,7 @@ class Calibration:
         trials: the precisions that were tried, the chosen one among them.
         precision: the chosen one.
         decode_agreement: fraction of tokens equal to those of `image.decode: exact`.
+        bytes_per_sample: of the shard that was read; 0 if it gave no sample.
     """
 
     device: str
@@ -63,6 +68,7 @@ class Calibration:
     trials: tuple[Trial, ...]
     precision: Precision
     decode_agreement: float = 1.0
+    bytes_per_sample: float = 0.0
 
     @property
     def chosen(self) -> Trial:

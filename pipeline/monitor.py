@@ -3,10 +3,11 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
 
+from pipeline.forecast import forecast
 from pipeline.messages import Calibration, ShardReport
 from pipeline.meter import Part, Reading, bound
 from pipeline.progress import Snapshot
@@ -103,6 +104,18 @@ class Monitor:
     def __post_init__(self) -> None:
         self._moved = self.now()
         self.timeline = Timeline(self._lanes(1), self.price_per_actor_hour)
+
+    def calibrated(self, found: Calibration | None, views: int, actors: int) -> None:
+        """The first actor has measured: what the run will take is known.
+
+        Args:
+            found: None if no image could be read.
+            views: of a sample.
+            actors: that will share the work.
+        """
+        self.calibration = found
+        expected = forecast(found, views, self.bytes_to_do, actors) if found else None
+        self.timeline.forecast = asdict(expected) if expected else None
 
     def begun(self) -> None:
         """A shard was assigned."""

@@ -31,12 +31,14 @@ class Timeline:
 
     Attributes:
         lanes: threads or devices of one actor that work at a stage.
+        forecast: `rows` and `seconds` that the run was expected to take when it began.
         price_per_actor_hour: what an actor costs, in the user's currency; None if that is not known.
     """
 
     lanes: Mapping[str, int]
     price_per_actor_hour: float | None = None
     points: list[Point] = field(default_factory=list)
+    forecast: Mapping[str, float] | None = None
     spacing: float = POINT_SECONDS
 
     def add(self, point: Point) -> None:
@@ -60,4 +62,5 @@ class Timeline:
     def to_json(self) -> bytes:
         """As `pipeline.qa.report.throughput` reads it."""
         document = {"schema": 1, "lanes": self.lanes, "points": [asdict(point) for point in self.points]}
-        return json.dumps(document | {"price_per_actor_hour": self.price_per_actor_hour}).encode()
+        document |= {"price_per_actor_hour": self.price_per_actor_hour, "forecast": self.forecast}
+        return json.dumps(document).encode()

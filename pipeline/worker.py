@@ -42,6 +42,7 @@ from pipeline.tokenize_shard import DECODE_BUDGET, Attempt, Line, tokenize_shard
 from pipeline.tokens.writer import PartDamaged
 
 CALIBRATION_IMAGES = 32
+COUNTED_SAMPLES = 256  # whose mean size says how many samples a shard has, within some percent
 CPU_BUDGET = 16 << 20  # bytes of one shard between tar and model for each core: on a CPU nothing waits for more
 NO_IMAGES: Images = np.empty((0, 0, 0, 3), np.uint8)
 SWITCH_SECONDS = 5e-5  # at Python's default of 5 ms a busy thread cuts the decode threads to a quarter of their speed
@@ -130,7 +131,7 @@ class Worker:
             None if the shards give no image.
         """
         engine, config = self._loaded(), self._job.model
-        files = self._sample(shards)
+        files, bytes_per_sample = self._sample(shards)
         start = time.perf_counter()
         images = self._views(files, self._job.image)
         decode_rate = len(files) * self._job.image.views / max(1e-9, time.perf_counter() - start)
@@ -154,6 +155,7 @@ class Worker:
             trials=tuple(trials),
             precision=chosen,
             decode_agreement=self._decode_agreement(files, images),
+            bytes_per_sample=bytes_per_sample,
         )
 
     def start(self, fingerprint: str, batch_size: int, precision: Precision) -> float | None:
@@ -240,20 +242,22 @@ class Worker:
         assert self._engine is not None, "load() comes first"
         return self._engine
 
-    def _sample(self, shards: list[Shard]) -> list[bytes]:
-        """Some real images of the first shard that has one which can be shown: files."""
+    def _sample(self, shards: list[Shard]) -> tuple[list[bytes], float]:
+        """Files of real images of the first shard with one that can be shown, and how many bytes a sample of it takes."""
         for shard in shards:
             try:
                 blob = shard.blob()
                 with self._storage.stream(blob) as stream:
                     reader = TarReader(stream, url=shard.url, size=blob.size, limits=self._job.tar)
                     found = [find_image(s.members) for s in islice(reader, max(CALIBRATION_IMAGES, 8 * self._cpus))]
+                    seen = max(1, len(found)) + sum(1 for _ in islice(reader, COUNTED_SAMPLES - len(found)))
+                    bytes_per_sample = reader.stats.bytes_read / seen
             except (ShardError, StorageError):
                 continue  # the run itself will report it
             files = [image for image in found if not isinstance(image, Reject)]
             if any(not isinstance(prepare(file, self._job.image), Reject) for file in files):
-                return files
-        return []
+                return files, bytes_per_sample
+        return [], 0.0
 
     def _views(self, files: list[bytes], image: ImageConfig) -> Images:
         """The views of those files that can be shown, of the shape that most of them have: [n, height, width, 3]."""

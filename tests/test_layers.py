@@ -29,6 +29,7 @@ FLOORS: dict[str, int] = {
     "pipeline.commit": 2,
     "pipeline.sidecars": 2,
     "pipeline.messages": 3,
+    "pipeline.forecast": 3,
     "pipeline.prefetch": 3,
     "pipeline.isolation": 3,
     "pipeline.forward": 3,

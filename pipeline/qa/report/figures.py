@@ -115,6 +115,8 @@ class Speed:
         device: what they are.
         price: of an actor (the user's currency per hour), None if the user did not tell.
         cost: of the actor-hours, likewise.
+        expected_seconds, expected_rows: the run's own forecast; None if it made none.
+        rows: made.
     """
 
     seconds: float
@@ -126,6 +128,9 @@ class Speed:
     device: str
     price: float | None
     cost: float | None
+    expected_seconds: float | None
+    expected_rows: int | None
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +325,9 @@ def _speed(run: Run) -> Speed | None:
         device=str((run.job.get("calibration") or {}).get("device", "")),
         price=price,
         cost=None if price is None else hours * price,
+        expected_seconds=log.forecast.seconds if log.forecast else None,
+        expected_rows=log.forecast.rows if log.forecast else None,
+        rows=log.points[-1].images,
     )
 
 

@@ -1,8 +1,8 @@
 """A fleet on virtual time: actors that draw how long things take, on nodes that come and go.
 
-It stands in the place of `pipeline.fleet.Fleet`; everything above it is the driver and the schedule of a run. An attempt
-opens its stream, moves its images through its actor's device, which attempts share, and finishes its part. What the
-driver itself spends on Ray passes on the same clock.
+It stands in the place of `pipeline.fleet.Fleet`; everything above it is the driver and the schedule of a run. An
+attempt opens its stream, moves its images through its actor's device, which attempts share, and finishes its part. What
+the driver itself spends on Ray passes on the same clock.
 """
 
 import heapq
