@@ -53,6 +53,10 @@ class ClusterConfig(BaseModel):
         None, ge=1, description="decode threads (on a CPU also model threads) per actor; null shares the cores evenly"
     )
     shards_in_flight: int = Field(2, ge=1, description="shards an actor works on at once, so that no device waits")
+    decode_actors: int = Field(
+        0, ge=0, description="actors without a GPU that fetch and decode shards for those with one, on nodes with cores"
+    )
+    cpus_per_decode_actor: int = Field(1, ge=1, description="decode threads of each of them")
     scratch: Path | None = Field(
         None,
         description="folder for unfinished parts, on a local disk of each node; null is the system's temporary folder",

@@ -12,6 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.cluster import Placement, RemoteWorker
 from pipeline.config import JobConfig
+from pipeline.feeders import Feeders
 from pipeline.schedule import Assignment
 
 PULSE_SECONDS = 1.0
@@ -77,6 +78,7 @@ class Fleet:
         self._calls: dict[Any, Call] = {}
         self._names = (f"actor-{number}" for number in itertools.count())
         self.actors: dict[str, Actor] = {}
+        self._feeders = Feeders(config)
         self.most_at_work = 0
 
     def recruit(self) -> None:
@@ -93,7 +95,13 @@ class Fleet:
 
     def call(self, name: str, method: str, *arguments: Any, assignment: Assignment | None = None) -> None:
         """Ask an actor; the answer comes out of `listen`."""
-        ref = self.actors[name].handle.call.remote(method, *arguments)
+        handle, feeder = self.actors[name].handle, None
+        if assignment is not None and not assignment.careful:
+            feeder = self._feeders.take(assignment)
+        if feeder is not None:
+            ref = handle.tokenize_fed.remote(*arguments, feeder)
+        else:
+            ref = handle.call.remote(method, *arguments)
         self._calls[ref] = Call(name, method, assignment)
 
     def feel_pulses(self) -> None:
@@ -120,12 +128,14 @@ class Fleet:
 
     def dismiss(self, name: str) -> None:
         """End an actor, if it still lives, and forget it."""
+        self._feeders.abandon(name)
         ray.kill(self.actors.pop(name).handle)
 
     def dismiss_all(self) -> None:
         """End all actors."""
         for name in list(self.actors):
             self.dismiss(name)
+        self._feeders.dismiss_all()
 
     def at_work(self) -> int:
         """How many actors are ready for shards."""
@@ -143,8 +153,10 @@ class Fleet:
         elif call.method == "start":
             actor.phase, actor.idle_since = Phase.READY, now
             self.most_at_work = max(self.most_at_work, self.at_work())
+            self._feeders.recruit()  # not before: an actor with a GPU needs the cores beside it
         elif call.method == "tokenize":
             actor.running -= 1
+            self._feeders.give_back(call.assignment)
 
 
 def _answer(ref: Any) -> Any:

@@ -119,6 +119,22 @@ class Pulse:
 
 
 @dataclass(frozen=True, slots=True)
+class Supply:
+    """How well a shard's device was supplied with pixels.
+
+    Attributes:
+        remote: by a decode actor.
+        rows: that were made.
+        waited, lasted: seconds in which the shard waited for pixels, of those from its first byte to its last row.
+    """
+
+    remote: bool
+    rows: int
+    waited: float
+    lasted: float
+
+
+@dataclass(frozen=True, slots=True)
 class ShardReport:
     """What became of a shard that is done.
 
@@ -127,9 +143,11 @@ class ShardReport:
         outcome: whether this attempt or another one published the part.
         filled: the columns of `columns` (caption, label, meta, more) that have a value in some row.
         qa: what a look at the part found; None if QA is off.
+        supply: how pixels came.
     """
 
     counts: Counts
     outcome: Outcome
     filled: frozenset[str] = frozenset()
     qa: QaReport | None = None
+    supply: Supply | None = None

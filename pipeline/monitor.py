@@ -132,6 +132,8 @@ class Monitor:
         self.rejects += report.counts.rejects
         self.rows += report.counts.rows
         self.filled |= report.filled
+        if report.supply:
+            self.timeline.supplied(report.supply.remote, report.supply.waited, report.supply.lasted)
         self._last = self.now()
         self.touch()
 

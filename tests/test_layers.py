@@ -31,6 +31,7 @@ FLOORS: dict[str, int] = {
     "pipeline.messages": 3,
     "pipeline.forecast": 3,
     "pipeline.prefetch": 3,
+    "pipeline.feed": 3,
     "pipeline.isolation": 3,
     "pipeline.forward": 3,
     "pipeline.engine_cuda": 3,
@@ -49,6 +50,7 @@ FLOORS: dict[str, int] = {
     "pipeline.qa": 3,
     "pipeline.config": 4,
     "pipeline.worker": 4,
+    "pipeline.decoder": 4,
     "pipeline.claim": 4,
     "pipeline.plan": 4,
     "pipeline.bench": 4,
@@ -57,13 +59,21 @@ FLOORS: dict[str, int] = {
     "pipeline.ending": 4,
     "pipeline.cluster": 5,
     "pipeline.fleet": 5,
+    "pipeline.feeders": 5,
     "pipeline.fit_workers": 5,
     "pipeline.tasks": 5,
     "pipeline.driver": 5,
     "pipeline": 5,
     "jobs": 6,
 }
-SPEAK_RAY = {"pipeline.cluster", "pipeline.fleet", "pipeline.fit_workers", "pipeline.tasks", "jobs.submit"}
+SPEAK_RAY = {
+    "pipeline.cluster",
+    "pipeline.fleet",
+    "pipeline.feeders",
+    "pipeline.fit_workers",
+    "pipeline.tasks",
+    "jobs.submit",
+}
 SPEAK_FSSPEC = {"pipeline.storage.remote"}
 FILES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/**/*.py")])
 

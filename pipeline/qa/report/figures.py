@@ -117,6 +117,7 @@ class Speed:
         cost: of the actor-hours, likewise.
         expected_seconds, expected_rows: the run's own forecast; None if it made none.
         rows: made.
+        waits: share of their time that shards waited for pixels, by who decoded: `here` or `remote`.
     """
 
     seconds: float
@@ -131,6 +132,7 @@ class Speed:
     expected_seconds: float | None
     expected_rows: int | None
     rows: int
+    waits: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +330,7 @@ def _speed(run: Run) -> Speed | None:
         expected_seconds=log.forecast.seconds if log.forecast else None,
         expected_rows=log.forecast.rows if log.forecast else None,
         rows=log.points[-1].images,
+        waits={where: one.waited / one.lasted for where, one in log.supply.items() if one.lasted},
     )
 
 

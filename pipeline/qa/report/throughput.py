@@ -7,7 +7,8 @@ point is a sum since the start, over all actors; `lanes` are those of one actor:
      "lanes": {"fetch": 2, "decode": 4, "encode": 1, "write": 2, "publish": 2},
      "points": [{"seconds": 30.0, "images": 4100, "actors": 1, "busy": {"fetch": 3.0, "decode": 96.1, "encode": 28.8}}],
      "price_per_actor_hour": null,
-     "forecast": {"rows": 4000, "seconds": 29.0}}
+     "forecast": {"rows": 4000, "seconds": 29.0},
+     "supply": {"here": {"waited": 20.0, "lasted": 25.0}, "remote": {"waited": 3.0, "lasted": 24.0}}}
 """
 
 from itertools import pairwise
@@ -46,6 +47,15 @@ class Expected(BaseModel):
     seconds: Number = Field(description="wall time without start-up (s)")
 
 
+class Waits(BaseModel):
+    """How long shards waited for pixels."""
+
+    model_config = ConfigDict(frozen=True)
+
+    waited: Number = Field(description="for the next image (s)")
+    lasted: Number = Field(description="from the first byte to the last row (s)")
+
+
 class Throughput(BaseModel):
     """A run's counters over time."""
 
@@ -59,6 +69,10 @@ class Throughput(BaseModel):
     )
 
     forecast: Expected | None = Field(None, description="null if nothing was measured at the start")
+
+    supply: dict[Literal["here", "remote"], Waits] = Field(
+        default_factory=dict, description="shards decoded by their own actors, and by decode actors"
+    )
 
     @field_validator("points")
     @classmethod
