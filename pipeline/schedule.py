@@ -122,9 +122,9 @@ class Schedule:
     ) -> None:
         self._entries = {shard: _Entry(size) for shard, size in shards}
         self._limits, self._largest_first = limits, largest_first
-        by_size = sorted(self._entries, key=lambda shard: (self._entries[shard].size, shard))
-        middle = max(0, (len(by_size) - canaries) // 2)
-        self._canaries = frozenset(by_size[middle : middle + canaries])
+        middle = statistics.median_low([entry.size for entry in self._entries.values()] or [0])
+        like = heapq.nsmallest(canaries, self._entries, key=lambda name: (abs(self._entries[name].size - middle), name))
+        self._canaries = frozenset(like)
         self._random = random.Random(seed)  # noqa: S311 - jitter, not cryptography
         self._ready = [self._place(shard) for shard in self._entries]
         heapq.heapify(self._ready)

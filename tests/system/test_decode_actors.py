@@ -2,24 +2,24 @@
 
 import json
 import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
 import ray
 
-from pipeline import cluster, driver
+from pipeline import cluster, driver, feeders
 from pipeline.config import JobConfig, resolve
+from pipeline.feeders import Feeders
 from pipeline.monitor import ExitCode
-from pipeline.progress import Snapshot
 from pipeline.shards.manifest import freeze
 from pipeline.storage import Storage
 from tests.support.commands import parts
 from tests.support.corpora import write_corpus
+from tests.system.test_driver import Notes
 
 pytestmark = pytest.mark.system
 SHARDS, SAMPLES = 4, 40
@@ -31,6 +31,18 @@ def one_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode actors are ready before the first shard begins: these shards would be done before."""
+    recruit = Feeders.recruit
+
+    def recruited(self: Feeders) -> None:
+        recruit(self)
+        ray.wait(list(self._starting), num_returns=len(self._starting), timeout=PATIENCE_SECONDS)
+
+    monkeypatch.setattr(Feeders, "recruit", recruited)
 
 
 @pytest.fixture(scope="module")
@@ -45,33 +57,26 @@ def job(corpus: Path, model: Path, output: Path, decode_actors: int) -> JobConfi
         "cluster.cpus_per_actor=1",
         f"cluster.decode_actors={decode_actors}",
         "limits.backoff_seconds=0.05",
-        "qa.max_divergence=null",  # colours by lot, shard by shard
+        "qa.max_divergence=null",  # colours by lot, shard by shard, and an untrained model
+        "qa.min_psnr=null",
     ]
     flags = {"shards": [str(corpus)], "model": str(model), "output": str(output)}
     return resolve(settings=settings, flags=flags, environment={})
 
 
-class Killer:
-    """Kills the decode actor that is at work, once: as soon as the first shard has been given to the actor."""
+class Dying(cluster.RemoteDecoder):
+    """A decode actor that dies once, in the middle of a shard."""
 
-    def __init__(self) -> None:
-        self.fired, self.notes = 0, list[str]()
+    def __init__(self, config: JobConfig, cpus: int) -> None:
+        super().__init__(config, cpus)
+        self._mark = Path(config.output.url.removeprefix("file://")).parent / "died"
 
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    def show(self, snapshot: Snapshot) -> None:
-        if snapshot.shards_running and not self.fired:
-            for process in psutil.process_iter(["cmdline"]):
-                if "ray::RemoteDecoder.feed" in " ".join(process.info["cmdline"] or ()):
-                    os.kill(process.pid, signal.SIGKILL)
-                    self.fired += 1
-
-    def count(self, what: str, done: int, total: int) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+    def feed(self, *arguments: object) -> Iterator[Any]:
+        for one in super().feed(*arguments):
+            yield one
+            if not self._mark.exists():
+                self._mark.touch()
+                os._exit(1)
 
 
 def test_decode_actors_give_the_same_bytes(one_ray: None, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -82,6 +87,18 @@ def test_decode_actors_give_the_same_bytes(one_ray: None, corpus: Path, tiny_mod
     supply = [json.loads((tmp_path / name / "report" / "events.json").read_text())["supply"] for name in "01"]
     assert list(supply[0]) == ["here"]
     assert "remote" in supply[1]
+
+
+def test_decode_actor_that_dies_costs_one_attempt(
+    one_ray: None, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeders, "RemoteDecoder", Dying)
+    notes = Notes()
+    result = driver.run(job(corpus, tiny_model, tmp_path / "out", 1), notes)
+    assert result.exit_code is ExitCode.OK
+    assert (tmp_path / "died").exists()
+    assert sum("will be tried again" in line and "decode actor was lost" in line for line in notes.lines) == 1
+    assert result.summary["rows"] == SHARDS * SAMPLES
 
 
 def test_producer_waits_for_its_consumer(one_ray: None, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
