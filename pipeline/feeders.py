@@ -7,6 +7,7 @@ died; the attempt which it fed fails without blame.
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from pipeline.cluster import RemoteDecoder
 from pipeline.config import JobConfig
@@ -34,7 +35,8 @@ class Feeders:
         """A free one for an attempt, None if there is none."""
         if self._starting:
             ready, _ = ray.wait(list(self._starting), num_returns=len(self._starting), timeout=0)
-            self._free += [self._starting.pop(ref) for ref in ready]
+            for ref in ready:
+                self._welcome(self._starting.pop(ref), ref)
         if not self._free:
             return None
         self._taken[assignment] = self._free.pop()
@@ -57,6 +59,14 @@ class Feeders:
         for handle in (*self._starting.values(), *self._free, *self._taken.values()):
             ray.kill(handle)
         self._starting, self._free, self._taken = {}, [], {}
+
+    def _welcome(self, handle: Any, ref: Any) -> None:
+        try:
+            ray.get(ref)
+        except RayError:  # it died, and is being started again
+            self._begin(handle)
+        else:
+            self._free.append(handle)
 
     def _begin(self, handle: Any) -> None:
         self._starting[handle.ready.remote()] = handle
