@@ -8,11 +8,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q
 FUZZ := $(BIN)/python -m tests.security.fuzz
 FUZZ_SECONDS ?= 120
-LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --extra gcs --extra azure --generate-hashes --python-version 3.11 \
+LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --extra gcs --extra azure --extra cluster --generate-hashes --python-version 3.11 \
 	--python-platform linux -c constraints.txt --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .PHONY: setup demo test lint unit whole system chaos-short chaos scale bench-streaming bench-qa bench-readers bench-decode \
-	fuzz lock audit clean
+	fuzz slurm lock audit clean
 
 setup: $(READY)
 
@@ -35,29 +35,36 @@ lint: setup
 unit: setup
 	$(PYTEST) -n 2 -m "not system and not chaos"
 
-# What Python cannot bring: Azurite (an Azure store) from npm, a browser and `ip` from Debian.
+# What Python cannot bring: Azurite (an Azure store) from npm; from Debian a browser, `ip`, Prometheus (23 MB), Slurm
+# (3 MB) and docker-compose (1 MB).
 $(AZURITE): $(READY)
 	npm install --prefix .venv/node --silent --no-audit --no-fund --omit=dev --ignore-scripts azurite@3.35.0
 	@touch $@
 
 .PHONY: packages
 packages:
-	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && test -x /usr/sbin/ip -o -x /sbin/ip || \
-		(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver iproute2 >/dev/null)
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && command -v promtool >/dev/null && command -v sbatch >/dev/null && \
+		command -v docker-compose >/dev/null && test -x /usr/sbin/ip -o -x /sbin/ip || \
+		(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver iproute2 \
+		prometheus slurmctld slurmd slurm-client docker-compose >/dev/null)
 
 # Whole commands and servers, undisturbed and disturbed. The long ones are the first in the order of collection.
 whole: setup packages $(AZURITE)
-	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m "system or chaos"
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m "(system or chaos) and not thorough"
 
 system: setup packages $(AZURITE)
-	$(PYTEST) -n 3 --dist loadfile -m "system and not chaos"
+	$(PYTEST) -n 3 --dist loadfile -m "system and not chaos and not thorough"
 
 chaos-short: setup packages
-	$(PYTEST) -n 2 --dist loadfile -m chaos
+	$(PYTEST) -n 2 --dist loadfile -m "chaos and not thorough"
+
+# A batch job over two nodes of a real Slurm on this machine; the tests have it on one.
+slurm: setup packages
+	SLURM_NODES=2 $(PYTEST) tests/system/test_slurm.py
 
 # Heavier than CI: kills by the hundred, full disks, poison, hosts that vanish; and the driver at 100,000 shards.
 chaos: setup packages $(AZURITE)
-	CHAOS=full $(PYTEST) -m chaos
+	CHAOS=full $(PYTEST) -m "chaos or thorough"
 	CHAOS=full $(PYTEST) tests/system/test_store_faults.py
 
 scale: setup
@@ -71,6 +78,13 @@ BENCH_GPU ?=
 .PHONY: bench-gpu
 bench-gpu:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,python3) -m tests.benchmarks.gpu $(BENCH_GPU)
+
+# A prior of some size on a run of yours, where there is a GPU: make prior-gpu RUN=s3://bucket/tokens TO=prior
+PRIOR_GPU := dim=768 layers=12 heads=12 steps=50000 batch_size=64 learning_rate=6e-4 warmup_steps=1000 \
+	report_interval=100 checkpoint_interval=2500 hold_out=0.01 device=cuda
+.PHONY: prior-gpu
+prior-gpu: setup
+	$(BIN)/tokenmill prior $(RUN) --to $(TO) $(PRIOR_GPU:%=--set %)
 
 bench-qa: setup
 	$(BIN)/python -m tests.benchmarks.qa

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jobs import bench, decode, demo, export, fit, plan, report, run, status, verify
+from jobs import bench, convert, decode, demo, export, fit, plan, prior, report, run, status, submit, verify
 from jobs.options import options_help
 from pipeline.errors import TokenmillError, UsageError
 
@@ -29,12 +29,15 @@ app.command("demo")(demo.main)
 app.command("plan", epilog=options_help())(plan.main)
 app.command("bench", epilog=options_help())(bench.main)
 app.command("run", epilog=options_help())(run.main)
+app.command("submit", epilog=options_help())(submit.main)
 app.command("status")(status.main)
 app.command("verify")(verify.main)
 app.command("report")(report.main)
 app.command("export")(export.main)
 app.command("decode")(decode.main)
 app.command("fit")(fit.main)
+app.command("prior")(prior.main)
+app.command("convert")(convert.main)
 
 
 @app.callback(invoke_without_command=True)

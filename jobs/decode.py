@@ -24,6 +24,9 @@ def main(
     model: Annotated[
         str | None, typer.Option(metavar="REF", help="The VQ model; the one in job.json if not given.")
     ] = None,
+    allow_torchscript: Annotated[
+        bool, typer.Option("--allow-torchscript", help="Run the program that a TorchScript model is.")
+    ] = False,
     settings: Settings = None,
 ) -> None:
     """Decode rows of a run, by key or by lot. File names tell shard, number in it, view and key."""
@@ -32,7 +35,8 @@ def main(
 
     if form not in ("png", "webp", "tar"):
         raise UsageError(f"--as must be png, webp or tar, got {form!r}")
-    config = DecodeConfig(to=to, keys=tuple(_expanded(keys or [])), sample=sample, seed=seed, form=form, model=model)
+    chosen = {"keys": tuple(_expanded(keys or [])), "sample": sample, "seed": seed}
+    config = DecodeConfig(to=to, form=form, model=model, allow_torchscript=allow_torchscript, **chosen)
     count = decode(open_source(storage_for(settings), output, partial=True), config)
     out.print(f"{count:,} pictures in {to}")
 

@@ -1,14 +1,26 @@
 """Options that several commands share, and how results and errors reach the terminal."""
 
 import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import typer
+import yaml
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 from pipeline.config import JobConfig, describe_options, resolve
+from pipeline.errors import UsageError
+from pipeline.progress import Progress, clock, for_stderr
+from pipeline.signals import Stop, stop_on_signals
 from pipeline.storage import Storage
+
+Config = TypeVar("Config", bound=BaseModel)
+Report = TypeVar("Report")
 
 Job = Annotated[
     Path | None, typer.Argument(metavar="[JOB.yaml]", help="Job file; flags and --set win over it.", show_default=False)
@@ -43,6 +55,9 @@ Actors = Annotated[
     typer.Option(
         metavar="N", help="Actors, n or min..max; one per GPU, or one on a CPU, if not given.", show_default=False
     ),
+]
+TrainingSettings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of --keys, e.g. steps=500.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, the last of stdout.")]
 Store = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or URL of a run.", show_default=False)]
@@ -82,3 +97,97 @@ def options_help() -> str:
 def print_json(document: dict[str, Any]) -> None:
     """One line of JSON on stdout."""
     print(json.dumps(document), flush=True)
+
+
+# --- trainings: their configuration is one flat model, listed by --keys ---
+
+
+def keys_option(module: str, name: str) -> Any:
+    """The option `--keys`: it lists all keys of a configuration with defaults and units.
+
+    Args:
+        module, name: where the configuration is; imported only if it is asked for.
+    """
+
+    def show(wanted: bool) -> None:
+        if not wanted:
+            return
+        for key, field in getattr(import_module(module), name).model_fields.items():
+            default = "the demo's, as YAML" if isinstance(field.default, BaseModel) else field.default
+            out.print(f"{key} = {default}: {field.description}")
+        raise typer.Exit
+
+    return typer.Option("--keys", is_eager=True, callback=show, help="List the keys.")
+
+
+def settings_of(config: type[Config], settings: list[str] | None) -> Config:
+    """A configuration with `KEY=VALUE` settings, values as YAML.
+
+    Raises:
+        UsageError: a key is unknown, or a value is not what it must be.
+    """
+    values = {}
+    for setting in settings or ():
+        key, separator, text = setting.partition("=")
+        if not separator or key not in config.model_fields:
+            raise UsageError(f"--set must be one of {', '.join(config.model_fields)} as KEY=VALUE, got {setting!r}")
+        values[key] = yaml.safe_load(text)
+    try:
+        return config(**values)
+    except ValidationError as error:
+        problems = [": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors()]
+        raise UsageError("; ".join(problems)) from error
+
+
+class TrainingScreen(Generic[Report]):
+    """Shows a training on the terminal: a watcher, as `pipeline.training.watcher` has it.
+
+    Args:
+        steps: of the whole training.
+        progress: where to show it.
+        stop: whether to stop.
+        brief, full: a report in a few words, and all of it.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        progress: Progress,
+        stop: Stop,
+        brief: Callable[[Report], str],
+        full: Callable[[Report], str],
+    ) -> None:
+        self._steps, self._progress, self._stop = steps, progress, stop
+        self._brief, self._full = brief, full
+        self._first, self._start = 0, time.monotonic()
+        self._figures = ""
+
+    def began(self, step: int) -> None:
+        self._first, self._start = step, time.monotonic()
+        if step:
+            self._progress.note(f"going on after step {step:,}")
+
+    def stepped(self, step: int) -> None:
+        done = step - self._first
+        left = (time.monotonic() - self._start) / done * (self._steps - step) if done else None
+        self._progress.count(f"{self._figures}ETA {clock(left)} | step", step, self._steps)
+
+    def reported(self, report: Report) -> None:
+        self._figures = f"{self._brief(report)} | "
+        self._progress.note(self._full(report))
+
+    def stopping(self) -> bool:
+        return self._stop.requested
+
+
+@contextmanager
+def training_screen(
+    steps: int, brief: Callable[[Report], str], full: Callable[[Report], str]
+) -> Iterator[TrainingScreen[Report]]:
+    """A screen on stderr; Ctrl-C and SIGTERM ask the training to stop."""
+    progress = for_stderr()
+    try:
+        with stop_on_signals() as stop:
+            yield TrainingScreen(steps, progress, stop, brief, full)
+    finally:
+        progress.close()

@@ -27,9 +27,9 @@ def main(
     config = job_config(job, shards=shards, model=model, output=output, actors=actors, settings=settings)
     config.check_complete()
     from pipeline.driver import run
-    from pipeline.progress import clock, for_stderr
+    from pipeline.progress import clock, for_stderr, run_name
 
-    progress = for_stderr()
+    progress = for_stderr(config.log, run_name(config.output.url))
     try:
         result = run(config, progress, retry_quarantined=retry_quarantined, retry_rejects=retry_rejects)
     except KeyboardInterrupt:  # before or after the actors were at work; then signals drain

@@ -59,10 +59,8 @@ With the model named above, in this project's checkout:
 
 ```python
 import torch
-from pipeline.model import VQModel
-
+{load}
 row = tokens[0]
-model = VQModel.from_pretrained("{model}"{value_range})
 indices = torch.tensor(row["tokens"]).reshape(1, row["grid_height"], row["grid_width"])
 image = model.decode_indices(indices)  # [1, 3, H, W] in [-1, 1]
 ```
@@ -113,8 +111,21 @@ def dataset_card(
         recipe=_recipe(identity["image"]),
         precision=identity["precision"],
         sources=", ".join(f"`{source}`" for source in job["config"]["shards"]),
-        value_range=', value_range="0..1"' if identity["model"].get("value_range") == "0..1" else "",
+        load=_load(job),
     )
+
+
+def _load(job: Mapping[str, Any]) -> str:
+    """The lines that load the model; `VQModel` is the family of those that name none."""
+    profile, path = job["identity"]["model"], job["config"]["model"]["path"]
+    value_range = ', value_range="0..1"' if profile.get("value_range") == "0..1" else ""
+    if "family" not in profile:
+        head, call = "from pipeline.model import VQModel\n", f'VQModel.from_pretrained("{path}"{value_range})'
+    else:
+        head = "from pipeline.encoding import ModelConfig\nfrom pipeline.tokenizers import load_tokenizer\n"
+        leave = ", allow_torchscript=True" if job["config"]["model"].get("allow_torchscript") else ""
+        call = f'load_tokenizer(ModelConfig(path="{path}"{value_range}{leave}))'
+    return f"{head}\nmodel = {call}"
 
 
 def _metadata(summary: Mapping[str, Any], schema: Any, files: str, export: Mapping[str, int] | None) -> dict[str, Any]:

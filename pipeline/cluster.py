@@ -89,13 +89,22 @@ def _place(config: JobConfig, nodes: list[dict[str, float]]) -> Placement:
     """
     wanted, gpus = config.cluster, sum(node.get("GPU", 0) for node in nodes)
     per_actor = wanted.gpus_per_actor if wanted.gpus_per_actor is not None else (1.0 if gpus else 0.0)
-    if per_actor and not gpus:
-        raise UsageError(f"cluster.gpus_per_actor is {per_actor:g}, but the cluster has no GPU")
+    grows = wanted.address and wanted.actors and wanted.cpus_per_actor
+    if per_actor and not gpus and not grows:
+        raise UsageError(
+            f"cluster.gpus_per_actor is {per_actor:g}, but the cluster has no GPU; if its nodes come when they are "
+            "asked for, give cluster.actors and cluster.cpus_per_actor too"
+        )
+    if not wanted.cpus_per_actor and not any(node.get("CPU") for node in nodes):
+        raise UsageError(
+            "the cluster has no CPU to work with yet; if its nodes come when they are asked for, give cluster.actors, "
+            "cluster.cpus_per_actor and cluster.gpus_per_actor"
+        )
     fitting = [(node.get("CPU", 0), int(node.get("GPU", 0) / per_actor)) for node in nodes if per_actor]
     here = sum(actors for _, actors in fitting) if per_actor else 1
     fewest, most = wanted.actor_range or (here, here)
     if per_actor:
-        share = min(cpus / actors for cpus, actors in fitting if actors)
+        share = min((cpus / actors for cpus, actors in fitting if actors), default=1)
     else:
         share = sum(node.get("CPU", 0) for node in nodes) / most
         share = min(share, max(node.get("CPU", 0) for node in nodes))  # an actor lives on one node

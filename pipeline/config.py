@@ -21,6 +21,7 @@ from pipeline.fingerprint import fingerprint, identity
 from pipeline.images import ImageConfig, describe
 from pipeline.limits import LimitsConfig
 from pipeline.messages import Calibration, Identity
+from pipeline.progress import LogConfig
 from pipeline.qa.config import QaConfig
 from pipeline.select import SelectConfig
 from pipeline.shards.tar import TarLimits
@@ -107,6 +108,7 @@ class JobConfig(BaseModel):
     tar: TarLimits = TarLimits()
     storage: StorageConfig = StorageConfig()
     qa: QaConfig = QaConfig()
+    log: LogConfig = LogConfig()
     seed: int = Field(0, ge=0, description="of recipes that cut by lot (4m, amused); part of the fingerprint for them")
 
     @model_validator(mode="after")

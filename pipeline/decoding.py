@@ -17,12 +17,14 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.encoding import ModelConfig, ValueRange
 from pipeline.errors import ModelError, UsageError
 from pipeline.exports.format import key_of, tar_writer
 from pipeline.exports.source import Source
-from pipeline.model import VQModel, weights_hash
+from pipeline.model import Tokenizer
 from pipeline.scratch import draft_folder
 from pipeline.shards.manifest import shard_id
+from pipeline.tokenizers import load_tokenizer
 from pipeline.tokens.parts import Part
 from pipeline.urls import canonical, join
 
@@ -44,6 +46,7 @@ class DecodeConfig(BaseModel):
     seed: int = Field(0, ge=0, description="of the lot")
     form: str = Field("png", pattern="^(png|webp|tar)$", description="png or webp: files; tar: a WebDataset of PNG")
     model: str | None = Field(None, description="the VQ model; null takes the one in job.json")
+    allow_torchscript: bool = Field(False, description="run the program that a TorchScript model is")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ def decode(source: Source, config: DecodeConfig) -> int:
         ModelError: the model cannot be read, or did not make these tokens.
     """
     rows = choose(source, config)
-    pictures = _pictures(source, rows, load_model(source, config.model))
+    pictures = _pictures(source, rows, load_model(source, config.model, allow_torchscript=config.allow_torchscript))
     if config.form == "tar":
         return _write_tars(source, pictures, canonical(config.to))
     count = 0
@@ -103,21 +106,31 @@ def choose(source: Source, config: DecodeConfig) -> npt.NDArray[np.int64]:
     return _rows_of_keys(source, set(config.keys))
 
 
-def load_model(source: Source, reference: str | None) -> VQModel:
+def load_model(source: Source, reference: str | None = None, *, allow_torchscript: bool = False) -> Tokenizer:
     """The model that made the tokens of a run, on the GPU if there is one.
+
+    Args:
+        source: the run.
+        reference: another place of the same model; None for that in job.json.
+        allow_torchscript: run the program that it may be. The leave in job.json is that of whoever made the run.
 
     Raises:
         ModelError: it cannot be read, or has other weights.
     """
-    config, expected = source.job["config"]["model"], source.job["identity"]["weights"]
-    if reference:
-        model = VQModel.from_pretrained(reference, storage=source.storage)
-    else:
-        model = VQModel.from_pretrained(config["path"], config["subfolder"], config["revision"], storage=source.storage)
-    if weights_hash(model) != expected:
+    stored, expected = source.job["config"]["model"], source.job["identity"]["weights"]
+    found = ModelConfig(path=stored["path"], subfolder=stored["subfolder"], revision=stored["revision"])
+    config = (ModelConfig(path=reference) if reference else found).model_copy(
+        update={
+            "value_range": ValueRange(source.job["identity"]["model"].get("value_range", ValueRange.SIGNED)),
+            "allow_torchscript": allow_torchscript,
+            "sha256": expected,
+        }
+    )
+    model = load_tokenizer(config, source.storage)
+    if (digest := model.weights_hash()) != expected:
         raise ModelError(
-            f"{reference or config['path']}: did not make these tokens: its weights' hash is "
-            f"{weights_hash(model)[:12]}, the run's {expected[:12]}; give the right one as --model"
+            f"{config.path}: did not make these tokens: its weights' hash is {digest[:12]}, the run's {expected[:12]}; "
+            "give the right one as --model"
         )
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -140,7 +153,7 @@ def _rows_of_keys(source: Source, keys: Collection[str]) -> npt.NDArray[np.int64
     return np.concatenate([rows for rows, _ in found])
 
 
-def _pictures(source: Source, rows: npt.NDArray[np.int64], model: VQModel) -> Iterator[Picture]:
+def _pictures(source: Source, rows: npt.NDArray[np.int64], model: Tokenizer) -> Iterator[Picture]:
     columns = [name for name in COLUMNS if name in source.parts.schema.names]
     told = (row for table in source.take(rows, columns) for row in table.to_pylist())
     for grid, same in groupby(told, lambda row: (row["grid_height"], row["grid_width"])):
@@ -148,7 +161,7 @@ def _pictures(source: Source, rows: npt.NDArray[np.int64], model: VQModel) -> It
             yield from _decoded(batch, grid, model)
 
 
-def _decoded(rows: Sequence[dict[str, Any]], grid: tuple[int, int], model: VQModel) -> Iterator[Picture]:
+def _decoded(rows: Sequence[dict[str, Any]], grid: tuple[int, int], model: Tokenizer) -> Iterator[Picture]:
     indices = torch.tensor([row.pop("tokens") for row in rows], device=model.device).reshape(len(rows), *grid)
     images = model.decode_indices(indices).float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
     for row, pixels in zip(rows, images.permute(0, 2, 3, 1).cpu().numpy(), strict=True):

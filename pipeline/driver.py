@@ -18,9 +18,10 @@ from pipeline.ending import Ending
 from pipeline.errors import RunFailed, UsageError
 from pipeline.fleet import Actor, Call, Fleet, Lost, Phase
 from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, Task
+from pipeline.metrics import Metrics
 from pipeline.monitor import ExitCode, Monitor, Result
 from pipeline.output import Output
-from pipeline.progress import SHOW_SECONDS, Progress, Silent
+from pipeline.progress import SHOW_SECONDS, Fact, Progress, Silent, run_name
 from pipeline.qa.gates import Finding, Gates
 from pipeline.qa.history import gates_of
 from pipeline.resume import Todo, what_is_left
@@ -76,7 +77,9 @@ def run(
     sizes = ((shard.id, shard.size or 0) for shard in todo.pending)
     schedule = Schedule(sizes, config.limits, canaries=gates.canaries)
     with cluster(config) as placement, stop_on_signals() as stop:
-        job = Driver(config, output, todo, schedule, Fleet(config, placement), gates, progress=progress, stop=stop)
+        progress = Metrics(progress, run_name(output.url))
+        fleet = Fleet(config, placement)
+        job = Driver(config, output, todo, schedule, fleet, gates, progress=progress, stop=stop)
         try:
             stopped = job.work()
             job.fleet.dismiss_all()  # the accounts of many parts take a while, and need no GPU
@@ -158,10 +161,11 @@ class Driver:
         Args:
             ending: writes the accounts.
             stopped: the run was, before the end.
-            began: when; of `time.monotonic` (seconds).
+            began: when; of `fleet.now` (seconds).
         """
         for column in self._monitor.empty_columns(self._config.columns):
             self._progress.note(f"{column}: no row of this run has a value in this column; is the extension right?")
+        self._progress.show(self._monitor.snapshot(self._schedule, self.fleet.at_work()))
         rates = self._monitor.rates(self.fleet.most_at_work)
         if self._job is None:
             code, message = ExitCode.STOPPED, "stopped before the first shard; run the same command again"
@@ -264,6 +268,7 @@ class Driver:
         shard = self._shards[assignment.shard]
         task = Task(shard, assignment.attempt, assignment.careful, shard.id in self._todo.withdrawn)
         self.fleet.call(assignment.actor, "tokenize", task, assignment=assignment)
+        self._progress.event("begun", shard=shard.id, attempt=assignment.attempt, actor=assignment.actor)
 
     def _release(self, name: str, actor: Actor) -> None:
         """Give back the place of an actor that has had nothing to do for a while, as the queue is empty."""
@@ -290,7 +295,7 @@ class Driver:
             if answer is not None:
                 self._judge(self._gates.golden(call.actor, answer, self._config.model.min_agreement))
         elif isinstance(answer, Pulse):
-            self._monitor.reading(call.actor, answer.reading)
+            self._monitor.reading(call.actor, answer.reading, answer.queues)
             for shard, attempt, moved in answer.moved:
                 self._schedule.progress(shard, attempt, moved, self._now())
         elif call.assignment is not None:
@@ -336,10 +341,12 @@ class Driver:
 
     def _tokenized(self, assignment: Assignment, answer: ShardReport | Failure) -> None:
         now = self._now()
+        about: dict[str, Fact] = {"shard": assignment.shard, "attempt": assignment.attempt}
         if isinstance(answer, ShardReport):
             losers = self._schedule.done(assignment.shard, assignment.attempt, now)
             if losers is not None:
                 self._monitor.committed(answer)
+                self._progress.event("committed", **about, rows=answer.counts.rows, rejects=answer.counts.rejects)
                 if answer.qa:
                     self._judge(self._gates.shard(answer.qa))
             for loser in losers or ():
@@ -355,7 +362,7 @@ class Driver:
             given_up = self._schedule.state(assignment.shard) is State.QUARANTINED
             what = "quarantined" if given_up else "will be tried again"
             url = self._shards[assignment.shard].url
-            self._progress.note(f"{url}: attempt {assignment.attempt} failed, {what}: {answer.message}")
+            self._progress.note(f"{url}: attempt {assignment.attempt} failed, {what}: {answer.message}", **about)
 
     def _lost(self, call: Call, lost: Lost) -> None:
         """An actor died, cannot be reached any more, or is of no use."""
@@ -372,8 +379,8 @@ class Driver:
 
     def _replace(self, name: str, message: str, stalled: str | None = None, *, blame: bool = True) -> None:
         """Take an actor off the list; its shards go back to the queue, and the next turn recruits another."""
-        self._monitor.touch()
+        self._monitor.gone(name)
         self.fleet.dismiss(name)
         shards = self._schedule.lost(name, message, self._now(), stalled=stalled, blame=blame)
         names = ", ".join(self._shards[shard].url for shard in shards) or "none"
-        self._progress.note(f"{name} is replaced ({message}); its shards go back to the queue: {names}")
+        self._progress.note(f"{name} is replaced ({message}); its shards go back to the queue: {names}", actor=name)

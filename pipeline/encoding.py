@@ -29,7 +29,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field("", description="folder or URL with config.json and safetensors (diffusers layout), or a hub id")
+    path: str = Field("", description="folder or URL with config.json and safetensors, or a hub id")
     subfolder: str | None = Field(None, description="folder inside `path` that holds the model")
     revision: str | None = Field(None, description="branch, tag or commit, for a hub id")
     value_range: ValueRange = Field(
@@ -37,6 +37,9 @@ class ModelConfig(BaseModel):
         description="what the model was trained on: -1..1 (VQGAN, LlamaGen) or 0..1 (aMUSEd, open-muse)",
     )
     sha256: str | None = Field(None, description="expected hash of the weights; any other weights are refused")
+    allow_torchscript: bool = Field(
+        False, description="run the program in encoder.jit and decoder.jit of `path`: only if you trust who made it"
+    )
     precision: Literal["auto"] | Precision = Field(
         "auto",
         description="exact, tf32, bf16 or fp16; auto takes the fastest that keeps min_agreement, on a CPU exact",

@@ -1,4 +1,4 @@
-"""A VQ model on one device: uint8 images in, indices out, a few fixed batch shapes, nothing waits.
+"""A tokenizer on one device: uint8 images in, indices out, a few fixed batch shapes, nothing waits.
 
 * `submit` hands a batch to the device's lane and returns at once; the caller keeps two or so in flight.
 * On CUDA copies, kernels and results overlap: see `engine_cuda`.
@@ -23,7 +23,7 @@ from pipeline.engine_cuda import CudaLine, Gpu, Result, Started
 from pipeline.errors import ModelError
 from pipeline.forward import Forward, arithmetic
 from pipeline.meter import Meter, Part
-from pipeline.model import VQModel, denormalise
+from pipeline.model import Tokenizer, denormalise
 from pipeline.tokens.schema import TokenSpec
 
 CUDA_AT_ONCE = 8
@@ -60,7 +60,7 @@ class Engine:
     """A model on a device, ready for batches of square images.
 
     Args:
-        model: the VQ model; it is moved to the device.
+        model: the tokenizer; it is moved to the device.
         device: `cpu`, `cuda` or `cuda:N`.
         precision: arithmetic of the encoder; `set_precision` changes it.
         image_size: side of the images (pixels), a multiple of the model's downsampling factor; for several shapes, of a
@@ -83,7 +83,7 @@ class Engine:
 
     def __init__(
         self,
-        model: VQModel,
+        model: Tokenizer,
         *,
         device: str = "cpu",
         precision: Precision = Precision.EXACT,
@@ -107,13 +107,13 @@ class Engine:
         self.spec = TokenSpec(model.codebook_size, side, side)
         self.meter = meter or Meter()
         self.overflowed = 0
-        self._model = model.to(memory_format=torch.channels_last).to(self.device).eval()  # type: ignore[call-overload]
+        self._model = model.prepared(self.device)
         self._arithmetic: tuple[Precision, bool] | None = None
         self._exact = Forward(self._model, Precision.EXACT)
         self._cuda: CudaLine | None = None
         threads = threads or torch.get_num_threads()
         if self.device.type == "cuda" and not multiple:
-            gpu, image = Gpu(self.device), (image_size, image_size, model.config.in_channels)
+            gpu, image = Gpu(self.device), (image_size, image_size, model.in_channels)
             self._cuda = CudaLine(gpu, image, (side, side), self.meter, graphs=graphs)
             gpu.synchronize()  # the model came by another stream than the lane's
             self._lanes = ThreadPoolExecutor(1, "device", _enter_lane, (threads, gpu.enter))

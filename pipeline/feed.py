@@ -55,11 +55,13 @@ class Attempt:
 
     Attributes:
         moved: grows with every read, sample and batch; only its change means anything.
+        decoding: samples out of the tar, not yet taken from the decode pool.
+        encoding: views out of the decode pool, not yet tokens.
         stop: set it, and the attempt ends at its next step.
     """
 
     def __init__(self) -> None:
-        self.moved = 0
+        self.moved = self.decoding = self.encoding = 0
         self.stop = threading.Event()
 
     def step(self) -> None:
@@ -166,11 +168,14 @@ def received(fed: Iterable[Fed], meter: Meter, accounts: Accounts, attempt: Atte
             raise FeedFailed(one)
         if isinstance(one, Accounts):
             accounts.take(one)
-            meter.count(samples=one.samples, rejects=len(one.rejects))
+            meter.count(samples=one.samples)
+            for rejected in one.rejects:
+                meter.reject(rejected.reject.reason)
             continue
         for part, seconds in one.busy.items():
             meter.spend(Part(part), seconds)
         meter.count(bytes_read=one.bytes_read)
+        attempt.encoding += len(one.rows)
         for row, pixels in zip(one.rows, one.images, strict=True):
             yield row, View(pixels, row.crop, row.flip, row.view)
 
@@ -212,15 +217,17 @@ def views(shard: Shard, intake: Intake, accounts: Accounts, attempt: Attempt) ->
         work = ordered_map(
             intake.decoders,
             lambda sample: _prepare(sample, intake),
-            _fetched(reader, intake.meter),
+            _fetched(reader, intake.meter, attempt),
             weigh=lambda sample: _weight(sample, intake.image),
             budget=intake.decode_budget,
         )
         for sample, prepared in work:
             attempt.step()
+            attempt.decoding -= 1
             accounts.samples += 1
-            intake.meter.count(samples=1, rejects=isinstance(prepared, Reject))
+            intake.meter.count(samples=1)
             if isinstance(prepared, Reject):
+                intake.meter.reject(prepared.reason)
                 accounts.rejects.append(RejectedSample(_key(sample), sample.index, prepared))
                 continue
             if isinstance(prepared, Filtered):
@@ -229,12 +236,13 @@ def views(shard: Shard, intake: Intake, accounts: Accounts, attempt: Attempt) ->
             accounts.tokenized += 1
             sidecars = read_sidecars(sample.members, intake.columns, accounts.warnings)
             accounts.filled |= sidecars.filled(intake.columns)
+            attempt.encoding += len(prepared.views)
             yield from ((_row(sample, prepared, view, sidecars), view) for view in prepared.views)
         accounts.warnings.update(reader.stats.warnings)
         accounts.warnings.update({f"skipped_{kind}": count for kind, count in reader.stats.skipped.items()})
 
 
-def _fetched(reader: TarReader, meter: Meter) -> Iterator[Sample]:
+def _fetched(reader: TarReader, meter: Meter, attempt: Attempt) -> Iterator[Sample]:
     """The samples of the tar, with the time to get at them counted."""
     samples, seen = iter(reader), 0
     while True:
@@ -244,6 +252,7 @@ def _fetched(reader: TarReader, meter: Meter) -> Iterator[Sample]:
         seen = reader.stats.bytes_read
         if sample is None:
             return
+        attempt.decoding += 1
         yield sample
 
 

@@ -18,14 +18,15 @@ from pipeline.cluster import Placement, cluster
 from pipeline.config import ClusterConfig, JobConfig
 from pipeline.errors import RunFailed, TokenmillError, UsageError
 from pipeline.fit.config import FitConfig
-from pipeline.fit.folder import FitTask, Watcher, fit_folder
-from pipeline.fit.state import STATE_FILE
+from pipeline.fit.folder import FitTask, fit_folder
 from pipeline.fit.trainer import FitReport
+from pipeline.training.state import STATE_FILE
+from pipeline.training.watcher import Watcher
 
 _POST_SECONDS = 1.0  # between looks into the mailbox, on both sides
 
 
-def fit_on_workers(task: FitTask, watcher: Watcher) -> bool:
+def fit_on_workers(task: FitTask, watcher: Watcher[FitReport]) -> bool:
     """Trains a model in a folder with `task.config.workers` processes, or goes on with it.
 
     Args:
@@ -186,7 +187,7 @@ def _check_room(config: FitConfig, placement: Placement) -> None:
             )
 
 
-def _deliver(mailbox: Any, watcher: Watcher) -> None:
+def _deliver(mailbox: Any, watcher: Watcher[FitReport]) -> None:
     """Pass on what the leader posted, and to it the wish to stop."""
     for method, arguments in ray.get(mailbox.collect.remote()):
         getattr(watcher, method)(*arguments)

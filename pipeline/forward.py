@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.encoding import Precision
-from pipeline.model import VQModel
+from pipeline.model import Tokenizer
 
 COMPILED_SHAPES = 64  # torch.compile gives up at 8 by default; each batch size in each precision is one
 HALVES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
@@ -36,7 +36,7 @@ class Forward:
             actors that chose different kernels would give parts of different bytes.
     """
 
-    def __init__(self, model: VQModel, precision: Precision, *, compiled: bool = False) -> None:
+    def __init__(self, model: Tokenizer, precision: Precision, *, compiled: bool = False) -> None:
         half = HALVES.get(precision)
         self._model = model.with_half_encoder(half) if half else model
         self._precision = precision
@@ -57,4 +57,4 @@ class Forward:
         """
         with arithmetic(images.device, self._precision):
             latents = self._latents(images)
-            return self._model.quantize.indices(latents), latents.isfinite().flatten(1).all(dim=1)
+            return self._model.to_indices(latents), latents.isfinite().flatten(1).all(dim=1)

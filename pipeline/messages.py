@@ -22,6 +22,7 @@ class Identity:
         spec: codebook size and grid of the tokens.
         resampler: what resamples the images (`pipeline.images.resampler`).
         select: which samples are wanted, lists by their content; empty for all.
+        downsample: pixels per token along one side.
     """
 
     weights: str
@@ -29,13 +30,7 @@ class Identity:
     spec: TokenSpec
     resampler: str
     select: dict[str, object] = field(default_factory=dict)
-
-    @property
-    def downsample(self) -> int:
-        """Pixels per token along one side."""
-        levels = self.model["block_out_channels"]
-        assert isinstance(levels, list | tuple)
-        return int(2 ** (len(levels) - 1))
+    downsample: int = 1
 
     def tokens_per_view(self, pixels: int) -> int:
         """Tokens of a view; where grids vary, of one with so many pixels."""
@@ -112,10 +107,12 @@ class Pulse:
     Attributes:
         reading: what the actor has done so far.
         moved: (shard id, attempt, count that grows while it moves) of every attempt.
+        queues: what waits before a stage now: samples before `decode`, views before `encode`.
     """
 
     reading: Reading
     moved: list[tuple[str, int, int]]
+    queues: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

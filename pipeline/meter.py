@@ -22,13 +22,21 @@ class Part(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A moment's state of a meter. `busy` holds seconds by stage, summed over threads."""
+    """A moment's state of a meter.
+
+    Attributes:
+        busy: seconds of work by stage, summed over threads.
+        images, samples, rejects, bytes_read, tokens: what has been done so far.
+        reasons: rejects by reason.
+    """
 
     busy: dict[str, float] = field(default_factory=dict)
     images: int = 0
     samples: int = 0
     rejects: int = 0
     bytes_read: int = 0
+    tokens: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
 
 
 class Meter:
@@ -38,6 +46,7 @@ class Meter:
         self._lock = threading.Lock()
         self._busy: Counter[str] = Counter()
         self._done: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
 
     @contextmanager
     def busy(self, stage: Part) -> Iterator[None]:
@@ -53,21 +62,28 @@ class Meter:
         with self._lock:
             self._busy[stage.value] += seconds  # type: ignore[assignment]  # a Counter holds floats as well
 
-    def count(self, *, images: int = 0, samples: int = 0, rejects: int = 0, bytes_read: int = 0) -> None:
+    def count(self, *, images: int = 0, samples: int = 0, bytes_read: int = 0, tokens: int = 0) -> None:
         """Count finished work."""
         with self._lock:
-            self._done.update(images=images, samples=samples, rejects=rejects, bytes_read=bytes_read)
+            self._done.update(images=images, samples=samples, bytes_read=bytes_read, tokens=tokens)
+
+    def reject(self, reason: str) -> None:
+        """Count a sample that became no row."""
+        with self._lock:
+            self._done["rejects"] += 1
+            self._reasons[reason] += 1
 
     def reset(self) -> None:
         """Forget what was counted."""
         with self._lock:
             self._busy.clear()
             self._done.clear()
+            self._reasons.clear()
 
     def read(self) -> Reading:
         """What has been counted so far."""
         with self._lock:
-            return Reading(busy=dict(self._busy), **self._done)
+            return Reading(busy=dict(self._busy), reasons=dict(self._reasons), **self._done)
 
 
 def bound(busy: dict[str, float], lanes: dict[str, int], wall: float) -> tuple[str, float]:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -95,7 +95,9 @@ class Monitor:
     rejects: int = 0
     rows: int = 0
     filled: set[str] = field(default_factory=set)
+    psnr: float | None = None
     _readings: dict[str, Reading] = field(default_factory=dict)
+    _queues: dict[str, dict[str, int]] = field(default_factory=dict)
     _history: deque[tuple[float, int, int]] = field(default_factory=deque)
     _first: float | None = None
     _last: float | None = None
@@ -132,16 +134,24 @@ class Monitor:
         self.rejects += report.counts.rejects
         self.rows += report.counts.rows
         self.filled |= report.filled
+        if report.qa and report.qa.psnr is not None:
+            self.psnr = report.qa.psnr
         if report.supply:
             self.timeline.supplied(report.supply.remote, report.supply.waited, report.supply.lasted)
         self._last = self.now()
         self.touch()
 
-    def reading(self, actor: str, reading: Reading) -> None:
-        """An actor's meter."""
+    def reading(self, actor: str, reading: Reading, queues: dict[str, int] | None = None) -> None:
+        """An actor's meter, and what waits in it."""
         if reading != self._readings.get(actor):
             self.touch()
         self._readings[actor] = reading
+        self._queues[actor] = queues or {}
+
+    def gone(self, actor: str) -> None:
+        """An actor ended; what it has done stays counted."""
+        self._queues.pop(actor, None)
+        self.touch()
 
     @property
     def idle_seconds(self) -> float:
@@ -181,6 +191,13 @@ class Monitor:
             eta=left / byte_rate if byte_rate else None,
             bound=bound(total.busy, self._lanes(actors), passed),
             actors=actors,
+            shards_waiting=schedule.count(State.WAITING),
+            total=total,
+            lanes=self._lanes(actors),
+            queues=_sum(self._queues.values()),
+            idle=self.idle_seconds,
+            agreement=self.calibration.chosen.agreement if self.calibration and self.calibration.trials else None,
+            psnr=self.psnr,
         )
 
     def end(self, actors: int) -> None:
@@ -209,14 +226,13 @@ class Monitor:
         }
 
     def _total(self) -> Reading:
-        busy: Counter[str] = Counter()
-        for reading in self._readings.values():
-            busy.update(reading.busy)
+        readings = self._readings.values()
         fields = {
-            name: sum(getattr(reading, name) for reading in self._readings.values())
-            for name in ("images", "samples", "rejects", "bytes_read")
+            name: sum(getattr(reading, name) for reading in readings)
+            for name in ("images", "samples", "rejects", "bytes_read", "tokens")
         }
-        return Reading(busy=dict(busy), **fields)
+        busy, reasons = (_sum(getattr(reading, name) for reading in readings) for name in ("busy", "reasons"))
+        return Reading(busy=busy, reasons=reasons, **fields)
 
     def _lately(self) -> tuple[float, float]:
         if len(self._history) < 2:
@@ -224,6 +240,14 @@ class Monitor:
         (t0, images0, bytes0), (t1, images1, bytes1) = self._history[0], self._history[-1]
         seconds = max(1e-9, t1 - t0)
         return (images1 - images0) / seconds, (bytes1 - bytes0) / seconds
+
+
+def _sum(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """All of them added up by key."""
+    total: Counter[str] = Counter()
+    for some in counts:
+        total.update(some)
+    return dict(total)
 
 
 def verdict(

@@ -1,18 +1,38 @@
 """What a person sees while a run works: one live line block on a terminal, plain lines elsewhere. All on stderr."""
 
+import hashlib
+import json
+import re
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal, Protocol
 
+from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from pipeline.meter import Reading
+
 SHOW_SECONDS = 0.5  # between two looks at the run
 PLAIN_SECONDS = 5.0  # a log file gets a line so often
+
+
+Fact = str | int | float | None
+
+
+class LogConfig(BaseModel):
+    """What stderr receives during a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["auto", "json"] = Field(
+        "auto", description="auto: a live display on a terminal, else lines; json: a JSON object per line, for machines"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +46,13 @@ class Snapshot:
         eta: seconds left, None while unknown.
         bound: the stage that bounds the run, and the share of the time it is busy.
         actors: how many are at work.
+        shards_waiting: for an actor.
+        total: what all actors have done in this run.
+        lanes: threads or devices that work at a stage, of all actors.
+        queues: what waits before a stage now, in all actors (`Pulse.queues`).
+        idle: since when nothing has moved (seconds).
+        agreement: share of the tokens of `exact` that the run's precision gave at the start; None if not measured.
+        psnr: of the shard that was judged last (dB); None if none was.
     """
 
     shards_total: int
@@ -38,6 +65,13 @@ class Snapshot:
     eta: float | None
     bound: tuple[str, float]
     actors: int
+    shards_waiting: int = 0
+    total: Reading = field(default_factory=Reading)
+    lanes: Mapping[str, int] = field(default_factory=dict)
+    queues: Mapping[str, int] = field(default_factory=dict)
+    idle: float = 0.0
+    agreement: float | None = None
+    psnr: float | None = None
 
     def line(self) -> str:
         """The snapshot in one line."""
@@ -57,10 +91,14 @@ class Snapshot:
 
 
 class Progress(Protocol):
-    """Receives what happens during a run."""
+    """Receives what happens during a run. Facts are for machines: `shard` (id), `attempt`, `actor`, counts."""
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, **facts: Fact) -> None:
         """Something worth a line of its own happened."""
+        ...
+
+    def event(self, name: str, **facts: Fact) -> None:
+        """Something of which there are too many for a person happened: a shard `begun` or `committed`."""
         ...
 
     def show(self, snapshot: Snapshot) -> None:
@@ -79,7 +117,10 @@ class Progress(Protocol):
 class Silent:
     """Shows nothing."""
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, **facts: Fact) -> None:
+        pass
+
+    def event(self, name: str, **facts: Fact) -> None:
         pass
 
     def show(self, snapshot: Snapshot) -> None:
@@ -98,8 +139,11 @@ class Plain:
     def __init__(self, write: Callable[[str], object] = sys.stderr.write) -> None:
         self._write, self._last = write, float("-inf")
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, **_: Fact) -> None:
         self._write(f"{message}\n")
+
+    def event(self, name: str, **facts: Fact) -> None:
+        pass
 
     def show(self, snapshot: Snapshot) -> None:
         self._state(snapshot.line())
@@ -124,8 +168,11 @@ class Terminal:
         self._live = Live(console=console, refresh_per_second=4, transient=True)
         self._live.start()
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, **_: Fact) -> None:
         self._console.print(message)
+
+    def event(self, name: str, **facts: Fact) -> None:
+        pass
 
     def show(self, snapshot: Snapshot) -> None:
         self._bar(snapshot.shards_done + snapshot.quarantined, snapshot.shards_total, snapshot.line())
@@ -143,8 +190,51 @@ class Terminal:
         self._live.stop()
 
 
-def for_stderr() -> Progress:
-    """The display that fits where stderr goes."""
+class JsonLines:
+    """A log for machines: every line one JSON object with `time` (UTC, ISO 8601), `run`, `event`, and facts.
+
+    Args:
+        run: the name of the run (`run_name`).
+        write: takes the lines.
+    """
+
+    def __init__(self, run: str, write: Callable[[str], object] = sys.stderr.write) -> None:
+        self._run, self._write, self._last = run, write, float("-inf")
+
+    def note(self, message: str, **facts: Fact) -> None:
+        self.event("note", message=message, **facts)
+
+    def event(self, name: str, **facts: Fact) -> None:
+        stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._write(json.dumps({"time": stamp, "run": self._run, "event": name, **facts}) + "\n")
+
+    def show(self, snapshot: Snapshot) -> None:
+        stage, busy = snapshot.bound
+        names = ("shards_total", "shards_done", "shards_running", "quarantined", "images", "rejects", "rate", "actors")
+        self._state("progress", **{name: getattr(snapshot, name) for name in names}, bound=stage, busy=round(busy, 3))
+
+    def count(self, what: str, done: int, total: int) -> None:
+        self._state(what, done=done, total=total)
+
+    def _state(self, name: str, **facts: Fact) -> None:
+        if time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._last = time.monotonic()
+            self.event(name, **facts)
+
+    def close(self) -> None:
+        pass
+
+
+def run_name(output: str) -> str:
+    """What a run is called in logs and metrics: the end of OUTPUT's URL and a part of its hash; resumed, the same."""
+    stem = re.sub("[^A-Za-z0-9_.-]+", "-", output.rstrip("/").rpartition("/")[2])
+    return f"{stem[:40]}-{hashlib.sha256(output.encode()).hexdigest()[:8]}"
+
+
+def for_stderr(log: LogConfig | None = None, run: str = "") -> Progress:
+    """The display that fits where stderr goes, or the log that was asked for."""
+    if log and log.format == "json":
+        return JsonLines(run)
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)  # messages hold paths: [x], :x:
     return Terminal(console) if console.is_terminal else Plain()
 

@@ -91,7 +91,8 @@ def _draft(
                 with line.meter.busy(Part.INSPECT):
                     sampler.add(batch.rows, batch.images, tokens)
             accounts.rows += len(batch.rows)
-            line.meter.count(images=len(batch.rows))
+            attempt.encoding -= len(batch.rows)
+            line.meter.count(images=len(batch.rows), tokens=tokens.size)
         footer = PartFooter(
             fingerprint=line.fingerprint,
             shard={"id": shard.id, "url": shard.url, "size": shard.size, "etag": shard.etag},

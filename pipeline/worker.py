@@ -29,8 +29,7 @@ from pipeline.feed import DECODE_BUDGET, Attempt, Feed, FeedFailed
 from pipeline.images import ImageConfig, configure_pillow, find_image, prepare, resampler
 from pipeline.isolation import IsolatedDecoder, prepare_sample
 from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, Task
-from pipeline.meter import Meter
-from pipeline.model import VQModel, weights_hash
+from pipeline.meter import Meter, Part
 from pipeline.qa.golden import Golden, golden_agreement, golden_of
 from pipeline.qa.networks import Networks, load_networks
 from pipeline.schedule import Failure, Kind
@@ -40,6 +39,7 @@ from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import TarReader
 from pipeline.storage import Storage
 from pipeline.tokenize_shard import Line, tokenize_shard
+from pipeline.tokenizers import load_tokenizer
 from pipeline.tokens.writer import PartDamaged
 
 CALIBRATION_IMAGES = 32
@@ -87,12 +87,15 @@ class Worker:
         sys.setswitchinterval(SWITCH_SECONDS)
         configure_pillow()
         config = self._job.model
-        model = VQModel.from_pretrained(
-            config.path, config.subfolder, config.revision, storage=self._storage, value_range=config.value_range
-        )
-        digest = weights_hash(model)
+        model = load_tokenizer(config, self._storage)
+        digest = model.weights_hash()
         if config.sha256 and config.sha256 != digest:
             raise ModelError(f"{config.path}: the weights' hash must be {config.sha256}, got {digest}")
+        if self._job.qa.samples_per_shard and not model.decodes:
+            raise ModelError(
+                f"{config.path}: has no decoder, so that QA cannot look at its tokens; set qa.samples_per_shard=0 to "
+                "go without, or take a checkpoint that has one"
+            )
         if self._job.qa.samples_per_shard and self._job.qa.min_golden_agreement is not None:
             source = config.path, config.subfolder
             self._golden, self._golden_of_model = golden_of(model, self._storage, *source, self._job.image.size)
@@ -111,11 +114,16 @@ class Worker:
             self._networks = load_networks(self._job.qa, self._engine.device, self._job.image.size)
         self._digest = digest
         self._selection = Selection.load(self._job.select, self._job.columns.meta, self._storage)
-        profile = model.config.model_dump()
+        profile = model.describe()
         if config.value_range is not ValueRange.SIGNED:
             profile["value_range"] = config.value_range.value
         return Identity(
-            digest, profile, self._engine.spec, resampler(self._job.image.decode), self._selection.describe()
+            weights=digest,
+            model=profile,
+            spec=self._engine.spec,
+            resampler=resampler(self._job.image.decode),
+            select=self._selection.describe(),
+            downsample=model.downsample,
         )
 
     def measure(
@@ -219,8 +227,13 @@ class Worker:
 
     def pulse(self) -> Pulse:
         """What this actor has done so far, and how far each attempt has moved."""
-        moved = [(shard, number, attempt.moved) for (shard, number), attempt in list(self._attempts.items())]
-        return Pulse(self._meter.read(), moved)
+        attempts = list(self._attempts.items())
+        moved = [(shard, number, attempt.moved) for (shard, number), attempt in attempts]
+        queues = {
+            Part.DECODE.value: sum(attempt.decoding for _, attempt in attempts),
+            Part.ENCODE.value: sum(attempt.encoding for _, attempt in attempts),
+        }
+        return Pulse(self._meter.read(), moved, queues)
 
     @property
     def line(self) -> Line:

@@ -7,6 +7,7 @@ from pipeline.config import JobConfig
 from pipeline.errors import UsageError
 
 GPU_NODE, SMALL_GPU_NODE, HEAD = {"CPU": 96.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 2.0}, {"CPU": 64.0}
+GROWING = {"address": "auto", "actors": "1..16", "gpus_per_actor": 1, "cpus_per_actor": 12}
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,8 @@ GPU_NODE, SMALL_GPU_NODE, HEAD = {"CPU": 96.0, "GPU": 8.0}, {"CPU": 16.0, "GPU":
         ([GPU_NODE], {"gpus_per_actor": 0.5}, (16, 16, 6, 0.5)),
         ([GPU_NODE], {"gpus_per_actor": 0, "actors": 2}, (2, 2, 48, 0.0)),
         ([GPU_NODE], {"cpus_per_actor": 3}, (8, 8, 3, 1.0)),
+        ([{"CPU": 0.0}], GROWING, (1, 16, 12, 1.0)),
+        ([{"CPU": 0.0}, GPU_NODE], GROWING, (1, 16, 12, 1.0)),
     ],
 )
 def test_placement(nodes: list[dict], wanted: dict, placement: tuple) -> None:
@@ -30,6 +33,15 @@ def test_placement(nodes: list[dict], wanted: dict, placement: tuple) -> None:
     assert found.device == ("cuda" if placement[3] else "cpu")
 
 
-def test_gpus_asked_for_where_there_are_none() -> None:
-    with pytest.raises(UsageError, match="has no GPU"):
-        _place(JobConfig(cluster={"gpus_per_actor": 1}), [{"CPU": 8.0}])
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "says"),
+    [
+        ([{"CPU": 8.0}], {"gpus_per_actor": 1}, "has no GPU"),
+        ([{"CPU": 8.0}], {**GROWING, "address": None}, "has no GPU"),
+        ([{"CPU": 0.0}], {**GROWING, "cpus_per_actor": None}, "has no GPU"),
+        ([{"CPU": 0.0}], {"address": "auto", "actors": "1..16"}, "no CPU to work with yet"),
+    ],
+)
+def test_cluster_that_cannot_hold_an_actor(nodes: list[dict], wanted: dict, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        _place(JobConfig(cluster=wanted), nodes)

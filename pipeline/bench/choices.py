@@ -12,8 +12,8 @@ from pipeline.engine import Engine
 from pipeline.errors import ModelError
 from pipeline.images import ImageConfig
 from pipeline.images.catalogue import DecodeMode
-from pipeline.model import VQModel
 from pipeline.storage import Storage
+from pipeline.tokenizers import load_tokenizer
 
 AGREEMENT_IMAGES = 8  # half floats may be slow where the hardware has none
 
@@ -30,11 +30,9 @@ def model_alone(
 ) -> ModelFigures | None:
     """The model at one precision over batch sizes; None if the device does not have the precision."""
     source = config.model
-    storage, range_ = Storage(config.storage), source.value_range
-    model = VQModel.from_pretrained(source.path, source.subfolder, source.revision, storage=storage, value_range=range_)
     try:
         engine = Engine(
-            model,
+            load_tokenizer(source, Storage(config.storage)),
             device=device,
             precision=precision,
             image_size=config.image.size,

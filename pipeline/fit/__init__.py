@@ -17,9 +17,9 @@ images -> CropSource -> Trainer (VQModel, OnlineCodebook, perceptual distance) -
 from pipeline.fit.codebook import OnlineCodebook
 from pipeline.fit.config import DEMO_GEOMETRY, FitConfig
 from pipeline.fit.crops import CropSource
-from pipeline.fit.folder import FitTask, Watcher, fit_folder
+from pipeline.fit.folder import FitTask, fit_folder
 from pipeline.fit.source import ImageSource
-from pipeline.fit.trainer import FitReport, learning_rate
+from pipeline.fit.trainer import FitReport
 from pipeline.fit.training import Training, fit
 
 __all__ = [
@@ -31,8 +31,6 @@ __all__ = [
     "ImageSource",
     "OnlineCodebook",
     "Training",
-    "Watcher",
     "fit",
     "fit_folder",
-    "learning_rate",
 ]

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipeline.errors import UsageError
 from pipeline.model import VQModelConfig
 
 # Groups of one channel would make the norms forget each crop's brightness, so there are 8, not the default 32.
@@ -120,22 +118,6 @@ class FitConfig(BaseModel):
     def crops_of(self, side: int) -> int:
         """Crops per step, of all workers; times side^2 it is about the same for every side."""
         return max(1, self.batch_size * self.crop**2 // side**2)
-
-    def torch_device(self) -> torch.device:
-        """The device to train on.
-
-        Raises:
-            UsageError: it is not there, or torch knows no such device.
-        """
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-        except RuntimeError as exc:
-            raise UsageError(f"device must be auto or a torch device, got {self.device!r}") from exc
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise UsageError(f"device is {self.device}, but torch finds no CUDA device here")
-        return device
 
     def identity(self) -> dict[str, Any]:
         """What decides the weights, as JSON: a training goes on only under the same."""

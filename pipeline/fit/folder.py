@@ -10,7 +10,6 @@ MODEL/training/state.safetensors                          what it takes to go on
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -18,34 +17,15 @@ from pipeline.errors import Cancelled, UsageError
 from pipeline.fit.config import FitConfig
 from pipeline.fit.crops import UINT8
 from pipeline.fit.held_out import STRIP_IMAGES, draw_strip, measure
-from pipeline.fit.log import FitLog
+from pipeline.fit.log import fit_log
 from pipeline.fit.source import ImageSource
-from pipeline.fit.state import State, read_state, write_state
 from pipeline.fit.team import Team
 from pipeline.fit.trainer import FitReport
 from pipeline.fit.training import Training
 from pipeline.model import VQModel, checkpoint
 from pipeline.qa.golden import make_golden, procedural_pictures, write_golden
-
-
-class Watcher(Protocol):
-    """Follows a training, and may stop it."""
-
-    def began(self, step: int) -> None:
-        """It starts, or goes on, after `step` steps."""
-        ...
-
-    def stepped(self, step: int) -> None:
-        """So many steps are done."""
-        ...
-
-    def reported(self, report: FitReport) -> None:
-        """The figures of the latest steps."""
-        ...
-
-    def stopping(self) -> bool:
-        """Whether to put the training down; asked between steps."""
-        ...
+from pipeline.training.state import State, read_state, write_state
+from pipeline.training.watcher import Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +60,7 @@ class FitTask:
         return state
 
 
-def fit_folder(task: FitTask, watcher: Watcher) -> bool:
+def fit_folder(task: FitTask, watcher: Watcher[FitReport]) -> bool:
     """Trains a model in a folder, or goes on with it, with the team that this process belongs to.
 
     Returns:
@@ -117,7 +97,7 @@ def fit_folder(task: FitTask, watcher: Watcher) -> bool:
     return True
 
 
-def _until_stopped(images: Iterator[UINT8], watcher: Watcher, team: Team) -> Iterator[UINT8]:
+def _until_stopped(images: Iterator[UINT8], watcher: Watcher[FitReport], team: Team) -> Iterator[UINT8]:
     """Reading may take a while; a team reads on, because only its leader knows that it is to stop."""
     for image in images:
         if team.size == 1 and watcher.stopping():
@@ -131,7 +111,7 @@ class _Leader:
     def __init__(self, task: FitTask, training: Training) -> None:
         self._task, self._training = task, training
         task.folder.mkdir(parents=True, exist_ok=True)
-        self._log = FitLog(task.folder, training.done)
+        self._log = fit_log(task.folder, training.done)
         config = task.config
         self._held_out = list(task.held_out.squares(config.held_out_side)) if task.held_out else []
         if task.held_out and not self._held_out:
@@ -162,4 +142,4 @@ class _Leader:
         """Leaves a finished model with its golden images; the state becomes a record of what it was trained with."""
         stored = VQModel.from_pretrained(self._task.folder)  # as others will load it: rounded, on the CPU
         write_golden(self._task.folder, make_golden(stored, procedural_pictures(self._side)))
-        write_state(self._task.folder, replace(self._training.state(), tensors={}, trainer={}))
+        write_state(self._task.folder, replace(self._training.state(), tensors={}, progress={}))

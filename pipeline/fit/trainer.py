@@ -14,6 +14,8 @@ from pipeline.fit.config import FitConfig
 from pipeline.fit.team import Team
 from pipeline.model import VQModel
 from pipeline.model.perceptual import PerceptualDistance
+from pipeline.training.rate import learning_rate
+from pipeline.training.state import below
 
 _KMEANS_VECTORS_PER_CODE = 16
 _SIGNAL_POWER = 4.0  # peak-to-peak squared of images in [-1, 1]
@@ -160,14 +162,14 @@ class Trainer:
 
     def restore(self, tensors: dict[str, Tensor], document: dict[str, Any]) -> None:
         """Goes back to where `state` was taken."""
-        self.model.load_state_dict(_below("model.", tensors))
+        self.model.load_state_dict(below("model.", tensors))
         for name, parameter in self._named_parameters():
-            moments = _below(f"optimizer.{name}.", tensors)
+            moments = below(f"optimizer.{name}.", tensors)
             # In the parameter's memory format, as before, so that the same kernels run.
             self._optimizer.state[parameter] = {
                 k: v if k == "step" else torch.empty_like(parameter).copy_(v) for k, v in moments.items()
             }
-        self.codebook.restore(_below("codebook.", tensors))
+        self.codebook.restore(below("codebook.", tensors))
         self._histogram = tensors["histogram"]
         self._losses, self._errors = list(document["losses"]), list(document["errors"])
         if document["early_vectors"]:
@@ -176,14 +178,3 @@ class Trainer:
 
     def _named_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def learning_rate(step: int, config: FitConfig) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))

@@ -8,11 +8,12 @@ from torch import nn
 from pipeline.errors import UsageError
 from pipeline.fit.config import FitConfig
 from pipeline.fit.crops import UINT8, CropSource
-from pipeline.fit.state import State
 from pipeline.fit.team import Team
 from pipeline.fit.trainer import FitReport, Trainer
 from pipeline.model import VQModel
 from pipeline.model.blocks import ResnetBlock
+from pipeline.training.device import torch_device
+from pipeline.training.state import State
 
 
 class Training:
@@ -32,7 +33,7 @@ class Training:
         self.config = config
         self.crops = CropSource(images, config, team)
         self.model = _fresh_model(config)
-        self.model.to(device=config.torch_device(), memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.model.to(device=torch_device(config.device), memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         team.follow(self.model.parameters())
         self._trainer = Trainer(self.model, config, team)
         self.done = 0
@@ -62,9 +63,7 @@ class Training:
         return State(
             step=self.done,
             config=self.config.identity(),
-            images=self.crops.digest,
-            crops=self.crops.state(),
-            trainer=document,
+            progress={"images": self.crops.digest, "crops": self.crops.state(), "trainer": document},
             tensors=tensors,
         )
 
@@ -74,13 +73,13 @@ class Training:
         Raises:
             UsageError: it was made with other images.
         """
-        if state.images != self.crops.digest:
+        if state.progress["images"] != self.crops.digest:
             raise UsageError(
                 f"the training to go on with has done {state.step:,} steps on other images, or on the same in another "
                 "order: give the same images, or another output folder"
             )
-        self.crops.restore(state.crops)
-        self._trainer.restore(state.tensors, state.trainer)
+        self.crops.restore(state.progress["crops"])
+        self._trainer.restore(state.tensors, state.progress["trainer"])
         self.done = state.step
 
 

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -34,11 +32,9 @@ from pipeline.urls import redact
 CONFIG_NAME = "config.json"
 WEIGHTS_STEM = "diffusion_pytorch_model"
 WEIGHTS_NAME = f"{WEIGHTS_STEM}.safetensors"
-INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_VARIANT = re.compile(rf"{WEIGHTS_STEM}\.[A-Za-z0-9_]+\.safetensors|{re.escape(WEIGHTS_NAME)}\.index\.\w+\.json")
 
 # Attention layers of checkpoints that diffusers wrote before version 0.12.
 _LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -47,10 +43,26 @@ _LEGACY_KEY = re.compile(rf"(.*\.attentions\.\d+)\.({'|'.join(_LEGACY_ATTENTION)
 _NAMES_SHOWN = 8  # of a long list of keys
 
 
+def files_of(stem: str) -> tuple[str, ...]:
+    """Patterns of the files that make up a model whose weights are called `stem`."""
+    return CONFIG_NAME, f"{stem}*.safetensors", f"{stem}.safetensors.index*.json"
+
+
 def locate(
-    source: str | os.PathLike[str], subfolder: str | None, revision: str | None, storage: Storage | None = None
+    source: str | os.PathLike[str],
+    subfolder: str | None,
+    revision: str | None,
+    storage: Storage | None = None,
+    files: tuple[str, ...] = files_of(WEIGHTS_STEM),
 ) -> Path:
     """The local folder of a model, downloaded into a cache if need be.
+
+    Args:
+        source: a local folder, a URL of a folder, or a Hub id.
+        subfolder: folder below `source`.
+        revision: for Hub ids only.
+        storage: of a URL.
+        files: patterns of what is wanted from the Hub; from a URL come all files of their kinds.
 
     Raises:
         ModelError: there is no such folder, URL or Hub repository, or `revision` was given without a Hub id.
@@ -62,10 +74,11 @@ def locate(
     if revision is not None and not on_hub:
         raise ModelError(f"revision must be unset unless the model is a Hub id, got {revision!r} for {redact(name)}")
     if on_hub:
-        folder = _from_hub(name, subfolder, revision) / (subfolder or "")
+        folder = _from_hub(name, subfolder, revision, files) / (subfolder or "")
     elif remote:
         url = f"{name.rstrip('/')}/{subfolder.strip('/')}" if subfolder else name
-        folder = (storage or Storage()).localize(url, names=(".json", ".safetensors"))
+        kinds = (files[0],) if len(files) == 1 else tuple(sorted({Path(pattern).suffix for pattern in files}))
+        folder = (storage or Storage()).localize(url, names=kinds)
     else:
         folder = Path(name).expanduser() / (subfolder or "")
     if not folder.is_dir():
@@ -76,10 +89,13 @@ def locate(
     return folder
 
 
-def _from_hub(repo: str, subfolder: str | None, revision: str | None) -> Path:
+def _from_hub(repo: str, subfolder: str | None, revision: str | None, files: tuple[str, ...]) -> Path:
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-    patterns = [prefix + CONFIG_NAME, f"{prefix}{WEIGHTS_STEM}*.safetensors", f"{prefix}{WEIGHTS_NAME}.index*.json"]
+    patterns = [prefix + pattern for pattern in files]
     quiet_clients()
+    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as exc:
@@ -96,20 +112,24 @@ def read_config(folder: Path) -> VQModelConfig:
         ModelError: it is missing, is no JSON object, or describes no VQModel; the text names the file.
     """
     path = folder / CONFIG_NAME
-    document = _read_json(path)
+    document = read_json(path)
     try:
         return parse_config(document)
     except ValueError as exc:
         raise ModelError(f"{path}: {exc}") from exc
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path, stem: str = WEIGHTS_STEM) -> dict[str, Tensor]:
     """Reads all tensors, as float32, under diffusers' current names.
+
+    Args:
+        folder: of the model.
+        stem: what its weight files are called: transformers has `model`.
 
     Raises:
         ModelError: no safetensors, several variants to choose from, or a damaged file; the text names it.
     """
-    path = _weights_file(folder)
+    path = _weights_file(folder, stem)
     files = _shards(path) if path.suffix == ".json" else [path]
     weights: dict[str, Tensor] = {}
     for file in files:
@@ -149,14 +169,24 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: Path) 
 def write(
     config: VQModelConfig, weights: Mapping[str, Tensor], folder: str | os.PathLike[str], dtype: torch.dtype
 ) -> None:
-    """Writes a model into `folder`; each file appears whole or not at all."""
-    root = Path(folder)
+    """Writes a VQModel into `folder`; each file appears whole or not at all."""
+    stored = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    write_folder(folder, {"_class_name": CLASS_NAME, **config.model_dump(mode="json")}, stored)
+
+
+def write_folder(
+    folder: str | os.PathLike[str],
+    document: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    stem: str = WEIGHTS_STEM,
+) -> None:
+    """Writes `config.json` and the weights, called `stem`, into `folder`; each file appears whole or not at all."""
+    root, name = Path(folder), f"{stem}.safetensors"
     root.mkdir(parents=True, exist_ok=True)
-    stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
-    temporary = root / f".{WEIGHTS_NAME}.tmp"
+    stored = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
+    temporary = root / f".{name}.tmp"
     temporary.write_bytes(save(stored, metadata={"format": "pt"}))  # save_file would leave it readable to us alone
-    temporary.replace(root / WEIGHTS_NAME)
-    document = {"_class_name": CLASS_NAME, **config.model_dump(mode="json")}
+    temporary.replace(root / name)
     temporary = root / f".{CONFIG_NAME}.tmp"
     temporary.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(root / CONFIG_NAME)
@@ -178,29 +208,32 @@ def weights_hash(model: nn.Module | Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _weights_file(folder: Path) -> Path:
+def _weights_file(folder: Path, stem: str) -> Path:
     """The one file that stands for the weights: safetensors, or the index of a sharded checkpoint."""
-    for name in (WEIGHTS_NAME, INDEX_NAME):
+    weights = f"{stem}.safetensors"
+    for name in (weights, f"{weights}.index.json"):
         if (folder / name).is_file():
             return folder / name
     names = sorted(entry.name for entry in folder.iterdir())
-    variants = [name for name in names if _VARIANT.fullmatch(name)]
+    variant = re.compile(rf"{stem}\.[A-Za-z0-9_]+\.safetensors|{re.escape(weights)}\.index\.\w+\.json")
+    variants = [name for name in names if variant.fullmatch(name)]
     if len(variants) == 1:
         return folder / variants[0]
     if variants:
-        raise ModelError(f"{folder}: must hold {WEIGHTS_NAME} or one variant of it, got {_shortened(variants)}")
+        raise ModelError(f"{folder}: must hold {weights} or one variant of it, got {_shortened(variants)}")
     pickles = [name for name in names if name.endswith(_PICKLE_SUFFIXES)]
     if pickles:
         raise ModelError(
             f"{folder}: the weights must be safetensors, got only {_shortened(pickles)}; such files are pickles, and "
-            "loading one can run code. If you trust it, convert it: diffusers.VQModel.from_pretrained(FOLDER, "
-            "use_safetensors=False).save_pretrained(NEW_FOLDER)"
+            "loading one can run code. `tokenmill convert` takes over checkpoints of taming-transformers, "
+            "latent-diffusion and LlamaGen, without running any; one of diffusers, if you trust it, is converted by "
+            "diffusers.VQModel.from_pretrained(FOLDER, use_safetensors=False).save_pretrained(NEW_FOLDER)"
         )
-    raise ModelError(f"{folder}: must hold {WEIGHTS_NAME}, got {_shortened(names) or 'an empty folder'}")
+    raise ModelError(f"{folder}: must hold {weights}, got {_shortened(names) or 'an empty folder'}")
 
 
 def _shards(index: Path) -> list[Path]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index}: weight_map must be an object of tensor names and files, got {weight_map!r}")
     files = sorted({str(name) for name in weight_map.values()})
@@ -211,7 +244,12 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / file for file in files]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        ModelError: it is missing or none; the text names the file.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:

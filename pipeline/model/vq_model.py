@@ -17,10 +17,8 @@ from pipeline.model import checkpoint
 from pipeline.model.blocks import Decoder, Encoder
 from pipeline.model.config import VQModelConfig
 from pipeline.model.quantizer import VectorQuantizer
+from pipeline.model.tokenizer import Tokenizer
 from pipeline.storage import Storage
-
-_IMAGE_DIMS = 4
-_HALF_RANGE = 127.5  # maps [0, 255] to [-1, 1]
 
 
 class VQEncoderOutput(NamedTuple):
@@ -45,26 +43,13 @@ class VQDecoderOutput(NamedTuple):
     commit_loss: Tensor
 
 
-def normalise(images: Tensor, value_range: ValueRange = ValueRange.SIGNED) -> Tensor:
-    """uint8 images [B, H, W, C] to float32 [B, C, H, W]: x / 127.5 - 1, or x / 255. The result is channels_last."""
-    planes = images.permute(0, 3, 1, 2).float()
-    if value_range is ValueRange.UNIT:
-        return planes.div_(2 * _HALF_RANGE)
-    return planes.div_(_HALF_RANGE).sub_(1.0)
-
-
-def denormalise(images: Tensor) -> Tensor:
-    """Images [B, C, H, W] in [-1, 1] to uint8 [B, H, W, C], rounded: the way back from `normalise`."""
-    return images.float().add(1.0).mul(_HALF_RANGE).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-class VQModel(nn.Module):
+class VQModel(Tokenizer):
     """An encoder, a codebook and a decoder.
 
     Args:
         config: the geometry; None for diffusers' defaults.
-        value_range: of the pixels that the model was trained on. `encode_indices` and `decode_indices` mind it, so that
-            their callers need not; diffusers' methods take and give pixels as they are.
+        value_range: of the pixels that the model was trained on. `encode_indices` and `decode_indices` mind it;
+            diffusers' methods take and give pixels as they are.
         **parameters: diffusers' spelling, `VQModel(block_out_channels=(64, 128), ...)`; only without `config`.
     """
 
@@ -77,9 +62,9 @@ class VQModel(nn.Module):
     ) -> None:
         if config is not None and parameters:
             raise TypeError(f"VQModel takes a config or parameters, got both ({', '.join(parameters)})")
-        super().__init__()
-        self.value_range = ValueRange(value_range)
+        super().__init__(value_range)
         self.config = config or VQModelConfig(**parameters)
+        self.in_channels = self.config.in_channels
         self.encoder = Encoder(self.config)
         self.quant_conv = nn.Conv2d(self.config.latent_channels, self.config.embed_dim, 1)
         self.quantize = VectorQuantizer(self.config.num_vq_embeddings, self.config.embed_dim)
@@ -126,6 +111,10 @@ class VQModel(nn.Module):
     def codebook_size(self) -> int:
         """Number of codes: tokens are in [0, codebook_size)."""
         return self.config.num_vq_embeddings
+
+    def describe(self) -> dict[str, Any]:
+        """Its configuration, in diffusers' words."""
+        return self.config.model_dump()
 
     @property
     def embed_dim(self) -> int:
@@ -190,36 +179,6 @@ class VQModel(nn.Module):
         """Reconstructs `sample` [B, in_channels, H, W] through the quantizer."""
         return self.decode(self._latents(sample), return_dict=return_dict)
 
-    @torch.no_grad()
-    def encode_indices(self, images: Tensor) -> Tensor:
-        """Tokens of images: the job's hot path.
-
-        Args:
-            images: uint8 [B, H, W, in_channels], or floating [B, in_channels, H, W] in [-1, 1]; on the model's device.
-
-        Returns:
-            int64 [B, H/downsample, W/downsample] in [0, codebook_size). Distances are float32 always, ties go to the
-            lowest index.
-
-        Raises:
-            ValueError: the images' dtype, dimensions, channels or sides do not suit the model.
-        """
-        return self.quantize.indices(self.encode_latents(images))
-
-    @torch.no_grad()
-    def encode_latents(self, images: Tensor) -> Tensor:
-        """Latents [B, embed_dim, h, w], not quantized, of images as `encode_indices` takes them.
-
-        Raises:
-            ValueError: as `encode_indices`.
-        """
-        self._check_images(images)
-        if images.dtype == torch.uint8:
-            pixels = normalise(images, self.value_range)
-        else:
-            pixels = images if self.value_range is ValueRange.SIGNED else (images + 1) / 2
-        return self._latents(pixels.to(self.dtype))
-
     def with_half_encoder(self, dtype: torch.dtype) -> Self:
         """This model with an encoder that computes in float16 or bfloat16; all the rest is shared.
 
@@ -234,25 +193,17 @@ class VQModel(nn.Module):
                 module.to(dtype)
         return other
 
-    @torch.no_grad()
-    def decode_indices(self, indices: Tensor) -> Tensor:
-        """Images of tokens.
+    def to_latents(self, pixels: Tensor) -> Tensor:
+        """As `encode`, of pixels of the own value range."""
+        return self._latents(pixels.to(self.dtype))
 
-        Args:
-            indices: integers [B, h, w] in [0, codebook_size), on the model's device.
+    def to_indices(self, latents: Tensor) -> Tensor:
+        """The nearest codes, int64 [B, h, w]."""
+        return self.quantize.indices(latents)
 
-        Returns:
-            [B, out_channels, h*downsample, w*downsample] in the weights' dtype, clamped to [-1, 1].
-
-        Raises:
-            ValueError: `indices` has another number of dimensions.
-        """
-        if indices.ndim != _IMAGE_DIMS - 1:
-            raise ValueError(f"indices must be [B, h, w], got shape {tuple(indices.shape)}")
-        images = self._images(self.quantize.lookup(indices.long()))
-        if self.value_range is ValueRange.UNIT:
-            images = images * 2 - 1
-        return images.clamp_(-1.0, 1.0)
+    def to_images(self, indices: Tensor) -> Tensor:
+        """Images [B, out_channels, H, W] of indices [B, h, w], nominally of the own value range."""
+        return self._images(self.quantize.lookup(indices))
 
     def _latents(self, x: Tensor) -> Tensor:
         latents: Tensor = self.quant_conv(self.encoder(x.contiguous(memory_format=self.memory_format)))
@@ -266,23 +217,3 @@ class VQModel(nn.Module):
         condition = quantized if self.config.norm_type == "spatial" else None
         images: Tensor = self.decoder(self.post_quant_conv(quantized), condition)
         return images
-
-    def _check_images(self, images: Tensor) -> None:
-        if images.ndim != _IMAGE_DIMS or not (images.dtype == torch.uint8 or images.is_floating_point()):
-            raise ValueError(
-                "images must be uint8 [B, H, W, C] or floating [B, C, H, W], "
-                f"got {images.dtype} of shape {tuple(images.shape)}"
-            )
-        if images.dtype == torch.uint8:
-            height, width, channels = images.shape[1:]
-        else:
-            channels, height, width = images.shape[1:]
-        if channels != self.config.in_channels:
-            raise ValueError(
-                f"images must have {self.config.in_channels} channels, got {channels} in {tuple(images.shape)}"
-            )
-        if not height or not width or height % self.downsample or width % self.downsample:
-            raise ValueError(
-                f"image sides must be positive multiples of {self.downsample} (the model's downsampling), "
-                f"got {height} x {width}"
-            )

@@ -22,7 +22,7 @@ from PIL import Image
 from pipeline.engine import Images, Indices
 from pipeline.errors import ModelError, NotFound, Reject
 from pipeline.images import ImageConfig, Prepared, prepare
-from pipeline.model import VQModel
+from pipeline.model import Tokenizer
 from pipeline.storage import Storage
 
 GOLDEN_NAME = "golden.parquet"
@@ -69,7 +69,7 @@ class Golden:
 
 
 def golden_of(
-    model: VQModel, storage: Storage, source: str, subfolder: str | None, size: int
+    model: Tokenizer, storage: Storage, source: str, subfolder: str | None, size: int
 ) -> tuple[list[Golden], float]:
     """Golden images for every device, and what the model itself makes of those that it brings.
 
@@ -95,7 +95,7 @@ def golden_of(
     return made, golden_agreement(_Plain(model), brought) if brought else 1.0
 
 
-def make_golden(model: VQModel, pictures: Mapping[str, npt.NDArray[np.uint8]]) -> list[Golden]:
+def make_golden(model: Tokenizer, pictures: Mapping[str, npt.NDArray[np.uint8]]) -> list[Golden]:
     """Golden images of a model.
 
     Args:
@@ -180,14 +180,14 @@ class _Plain:
 
     batch_size = 1
 
-    def __init__(self, model: VQModel) -> None:
+    def __init__(self, model: Tokenizer) -> None:
         self._model = model
 
     def encode(self, images: Images, /) -> Indices:
         return np.stack([_reference(self._model, image) for image in images])
 
 
-def _reference(model: VQModel, pixels: npt.NDArray[np.uint8]) -> Indices:
+def _reference(model: Tokenizer, pixels: npt.NDArray[np.uint8]) -> Indices:
     """Tokens by way of floating images in [-1, 1], one at a time: independent of the engine and its normalisation."""
     image = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
     with torch.inference_mode():

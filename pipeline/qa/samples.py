@@ -10,7 +10,7 @@ import torch
 
 from pipeline.errors import Reject
 from pipeline.images import Draw, ImageConfig, find_image, prepare
-from pipeline.model import VQModel, denormalise
+from pipeline.model import Tokenizer, denormalise
 from pipeline.qa.statistics import psnr
 from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import TarReader
@@ -43,7 +43,7 @@ def read_back(
     storage: Storage,
     shard: Shard,
     part_url: str,
-    model: VQModel,
+    model: Tokenizer,
     image: ImageConfig,
     rows: Sequence[int],
     seed: int = 0,
@@ -78,7 +78,7 @@ def read_back(
     ]
 
 
-def _decode(model: VQModel, row: dict[str, Any]) -> Pixels:
+def _decode(model: Tokenizer, row: dict[str, Any]) -> Pixels:
     grid = np.array(row["tokens"], np.int64).reshape(1, row["grid_height"], row["grid_width"])
     pixels: Pixels = denormalise(model.decode_indices(torch.from_numpy(grid)))[0].numpy()
     return pixels

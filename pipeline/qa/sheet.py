@@ -1,5 +1,6 @@
-"""A contact sheet: originals above their reconstructions, with key and PSNR."""
+"""Sheets of pictures: originals above their reconstructions, with key and PSNR; or pictures alone."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,3 +34,19 @@ def contact_sheet(samples: Sequence[Sampled], path: Path, columns: int = 4) -> N
         sheet.paste(Image.fromarray(sample.reconstruction), (left, top + height))
         draw.text((left, top + 2 * height + 2), f"{sample.key}   PSNR {sample.psnr:.1f} dB", INK, font)
     sheet.save(path)
+
+
+def picture_grid(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one size as rows of a grid that is about as high as it is wide.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    if not pictures:
+        raise ValueError("a grid of pictures needs at least one")
+    columns = math.ceil(math.sqrt(len(pictures)))
+    width, height = pictures[0].width + GAP, pictures[0].height + GAP
+    sheet = Image.new("RGB", (columns * width - GAP, -(-len(pictures) // columns) * height - GAP), PAPER)
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture, (number % columns * width, number // columns * height))
+    return sheet

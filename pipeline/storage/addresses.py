@@ -9,9 +9,10 @@ spellings. So the address itself is looked at, on its way into `connect(2)`.
 import errno
 import ipaddress
 import socket
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import aiohttp
+if TYPE_CHECKING:
+    import aiohttp
 
 # A public address, but no host of the internet: there Azure answers its own machines.
 _METADATA: Final = frozenset((ipaddress.ip_address("168.63.129.16"),))
@@ -49,7 +50,7 @@ def _wrapped(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
     return ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
 
 
-def _public_socket(connection: aiohttp.AddrInfoType) -> socket.socket:
+def _public_socket(connection: "aiohttp.AddrInfoType") -> socket.socket:
     """The socket for one resolved address, which is then connected to exactly this address.
 
     Raises:
@@ -61,6 +62,8 @@ def _public_socket(connection: aiohttp.AddrInfoType) -> socket.socket:
     return socket.socket(family, kind, protocol)
 
 
-async def public_session(**options: Any) -> aiohttp.ClientSession:
+async def public_session(**options: Any) -> "aiohttp.ClientSession":
     """An HTTP session that connects to public addresses only, redirects included; for fsspec's `get_client`."""
+    import aiohttp  # slow to import, and rarely needed
+
     return aiohttp.ClientSession(**options, connector=aiohttp.TCPConnector(socket_factory=_public_socket))

@@ -62,6 +62,7 @@ def spread(ground: Ground, hosts: Hosts) -> Ground:
     return replace(ground, cluster=hosts)
 
 
+@pytest.mark.thorough
 def test_raylet_killed_under_its_actor(spread: Ground, hosts: Hosts, tmp_path: Path, fired: Counter[str]) -> None:
     spread.faults.plan(stretch=SLOW)
     with spread.watched(tmp_path):

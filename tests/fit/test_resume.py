@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.fit import FitTask, fit_folder, state
+from pipeline.fit import FitTask, fit_folder
 from pipeline.model import VQModel, weights_hash
+from pipeline.training import state
 from tests.fit.cases import Notes, quick_task, save_photographs
 
 FILES = ("diffusion_pytorch_model.safetensors", "config.json", "log.csv", "curve.svg", "strip.png", "golden.parquet")
@@ -146,7 +147,7 @@ def test_other_images(begun: FitTask, tmp_path: Path) -> None:
         lambda path: path.write_bytes(path.read_bytes()[:200]),
         lambda path: path.write_bytes(b""),
         lambda path: state.save_file({}, path, metadata={"format": "pt"}),
-        lambda path: state.save_file({}, path, metadata={"tokenmill-fit": json.dumps({"step": 1})}),
+        lambda path: state.save_file({}, path, metadata={"tokenmill-training": json.dumps({"step": 1})}),
     ],
     ids=["truncated", "empty", "foreign", "incomplete"],
 )

@@ -10,8 +10,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from pipeline.fit import CropSource, FitConfig, FitReport, OnlineCodebook, Training, fit, learning_rate
+from pipeline.fit import CropSource, FitConfig, FitReport, OnlineCodebook, Training, fit
 from pipeline.model import VQModel, weights_hash
+from pipeline.training.device import torch_device
+from pipeline.training.rate import learning_rate
 from tests.fit.cases import QUICK, TINY, photographs, tiny_config
 
 
@@ -149,7 +151,7 @@ def test_bf16_is_near_float32_and_keeps_float32_weights() -> None:
 )
 def test_device(wanted: str, there: bool, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert str(tiny_config(device=wanted).torch_device()) == found
+    assert str(torch_device(wanted)) == found
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from pipeline.errors import RunFailed, UsageError
 from pipeline.fit import FitTask, ImageSource, fit_folder
-from pipeline.fit.state import STATE_FILE
 from pipeline.fit_workers import fit_on_workers
 from pipeline.model.checkpoint import WEIGHTS_NAME
+from pipeline.training.state import STATE_FILE
 from tests.fit.cases import Notes, team_config
 
 # Ray Train's own imports warn.
@@ -66,14 +66,16 @@ def test_stop_is_obeyed_by_all_and_one_worker_goes_on(
         assert (weights[name] - tensor).abs().max() <= 1e-3 * tensor.abs().max() + 1e-5, name
 
 
+@pytest.mark.thorough
 def test_wrong_use_found_by_a_worker(photos: Path, tmp_path: Path) -> None:
-    order = task(tmp_path / "model", photos, perceptual_file=tmp_path / "none.safetensors")
+    order = task(tmp_path / "model", photos, workers=1, perceptual_file=tmp_path / "none.safetensors")
     with pytest.raises(UsageError, match=r"none\.safetensors: must be VGG16 weights"):
         fit_on_workers(order, Notes())
 
 
+@pytest.mark.thorough
 def test_worker_that_fails(photos: Path, tmp_path: Path) -> None:
-    order = task(tmp_path / "model", photos)
+    order = task(tmp_path / "model", photos, workers=1)
     (order.folder / "log.csv").mkdir(parents=True)
     with pytest.raises(RunFailed, match=r"the same command goes on from the last checkpoint"):
         fit_on_workers(order, Notes())

@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from tests.support.commands import ROOT
 
-LOCKS = {"requirements.lock": ("gcs", "azure"), "requirements-dev.lock": ("gcs", "azure", "dev")}
+LOCKS = {"requirements.lock": ("gcs", "azure", "cluster"), "requirements-dev.lock": ("gcs", "azure", "cluster", "dev")}
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 

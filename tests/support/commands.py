@@ -12,7 +12,10 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.shared_ray import shared_ray
+
 ROOT = Path(__file__).parent.parent.parent
+ON_RAY = ("run", "demo", "export")
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -24,8 +27,13 @@ def environment(**changes: str) -> dict[str, str]:
 def tokenmill(
     *arguments: object, timeout: float = 400, prefix: Sequence[str] = (), **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `tokenmill ARGUMENTS` to its end; `prefix` stands before the command."""
+    """Run `tokenmill ARGUMENTS` to its end; `prefix` stands before the command.
+
+    Without variables of its own it joins the Ray of this session, whose actors would not see them.
+    """
     command = [*prefix, sys.executable, "-m", "jobs", *map(str, arguments)]
+    if arguments and arguments[0] in ON_RAY and not prefix and not env:
+        env = dict(shared_ray())
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment(**env), check=False
     )

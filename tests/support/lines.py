@@ -5,14 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.encoding import ModelConfig
 from pipeline.engine import Engine
 from pipeline.images import ImageConfig
 from pipeline.isolation import prepare_sample
 from pipeline.meter import Meter
-from pipeline.model import VQModel
 from pipeline.select import SelectConfig, Selection
 from pipeline.storage import Storage
 from pipeline.tokenize_shard import Line
+from pipeline.tokenizers import load_tokenizer
 from pipeline.tokens.schema import ColumnsConfig
 from pipeline.tokens.writer import OutputConfig
 
@@ -33,7 +34,7 @@ def production_line(
     """A line on the CPU for images of `size` pixels."""
     meter, image = Meter(), ImageConfig(size=size, **image_options)
     engine = Engine(
-        VQModel.from_pretrained(model),
+        load_tokenizer(ModelConfig(path=str(model))),
         image_size=size,
         multiple=image.multiple if image.facts.varies else None,
         batch_size=batch_size,

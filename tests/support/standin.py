@@ -44,6 +44,8 @@ class StandIn:
 
     def measure(self, shards: object, batch_size: int | None, precision: Precision | None) -> Calibration:
         deed = self._deed("measure")
+        while deed == "wait for two" and len(list(self._output.parent.glob("load.*.fired"))) < 2:
+            time.sleep(0.05)
         agreement = 0.5 if deed == "disagree" else 1.0
         chosen = precision or (Precision.FP16 if deed == "half is faster" else Precision.EXACT)
         trials = (Trial(chosen, agreement, 100.0),)

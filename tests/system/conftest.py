@@ -9,7 +9,7 @@ import pytest
 from pipeline.shards.corpus import CorpusConfig, make_corpus
 from tests.support.commands import ROOT, parts, tokenmill
 
-SHARDS, SAMPLES = 8, 250
+SHARDS, SAMPLES = 8, 120
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Case:
 
 @pytest.fixture(scope="session")
 def case(made_once: Callable[[str, Callable[[Path], object]], Path], tiny_model: Path) -> Case:
-    """8 shards x 250 web-like images, tokenized once by one actor."""
+    """8 shards x 120 web-like images, tokenized once by one actor."""
 
     def make(folder: Path) -> None:
         photos = ROOT / "jobs" / "assets" / "photos"

@@ -97,6 +97,7 @@ def test_folder_whose_name_looks_like_markup(case: Case, tmp_path: Path) -> None
         assert str(path) in result.stdout + result.stderr
 
 
+@pytest.mark.thorough
 def test_demo_in_an_odd_folder_and_again_at_another_size(tmp_path: Path) -> None:
     folder = tmp_path / "[/x]:bug:"
     first = tokenmill("demo", "--folder", folder, "--size", 16)

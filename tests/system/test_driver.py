@@ -17,7 +17,7 @@ from pipeline.config import resolve
 from pipeline.errors import RunFailed, UsageError
 from pipeline.monitor import ExitCode, Result
 from pipeline.output import Output
-from pipeline.progress import Snapshot
+from pipeline.progress import Fact, Snapshot
 from pipeline.shards.manifest import freeze
 from pipeline.storage import Storage
 from pipeline.tokens.schema import PartFooter
@@ -32,11 +32,15 @@ class Notes:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.events: list[tuple[str, dict[str, Fact]]] = []
         self.counts: list[tuple[int, int]] = []
         self.actors: list[int] = []
 
-    def note(self, message: str) -> None:
+    def note(self, message: str, **facts: Fact) -> None:
         self.lines.append(message)
+
+    def event(self, name: str, **facts: Fact) -> None:
+        self.events.append((name, facts))
 
     def show(self, snapshot: Snapshot) -> None:
         self.actors.append(snapshot.actors)
@@ -192,7 +196,12 @@ def test_device_that_fails_the_golden_images_ends_the_run_before_the_first_shard
 @pytest.mark.parametrize(
     ("script", "settings", "error", "says"),
     [
-        ({"load": ["ok", "other weights"]}, (), RunFailed, "loaded another model than the first actor"),
+        (
+            {"load": ["ok", "other weights"], "measure": ["wait for two"]},
+            (),
+            RunFailed,
+            "loaded another model than the first actor",
+        ),
         ({"load": ["die"] * 9}, (), RunFailed, "3 actors in a row ended before they were ready"),
         ({"measure": ["disagree"]}, ("model.precision=fp16",), UsageError, "keeps only 50.00% of the tokens"),
         ({"measure": ["die"] * 3}, ("model.precision=fp16",), UsageError, "could not be measured"),

@@ -17,13 +17,12 @@ def some_parts(output: Path, least: int = 1) -> bool:
     return len(parts(output)) >= least
 
 
-@pytest.mark.parametrize("after", [1, 4])
-def test_driver_killed_in_the_middle(case: Case, tmp_path: Path, after: int) -> None:
+def test_driver_killed_in_the_middle(case: Case, tmp_path: Path) -> None:
     process = start(*case.arguments(tmp_path))
-    wait_until(lambda: some_parts(tmp_path, after), process)
+    wait_until(lambda: some_parts(tmp_path), process)
     kill_tree(process)
     survived = parts(tmp_path)
-    assert after <= len(survived) < SHARDS, "the kill must have come in the middle"
+    assert 1 <= len(survived) < SHARDS, "the kill must have come in the middle"
     assert set(survived.items()) < set(case.parts.items())
     before = {name: (tmp_path / "tokens" / name).stat() for name in survived}
     result = tokenmill(*case.arguments(tmp_path))
@@ -35,6 +34,7 @@ def test_driver_killed_in_the_middle(case: Case, tmp_path: Path, after: int) -> 
     assert sorted(path.name for path in (tmp_path / "tokens").iterdir()) == sorted(case.parts), "no litter"
 
 
+@pytest.mark.thorough
 def test_actor_killed_in_the_middle(case: Case, tmp_path: Path) -> None:
     output, scratch = tmp_path / "out", tmp_path / "scratch"
     process = start(*case.arguments(output, "--set", f"cluster.scratch={scratch}"))
@@ -52,8 +52,10 @@ def test_actor_killed_in_the_middle(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("send", "number"),
-    [(os.kill, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)],
-    ids=["SIGINT", "SIGTERM", "Ctrl-C in a terminal"],
+    [
+        pytest.param(os.kill, signal.SIGTERM, id="SIGTERM", marks=pytest.mark.thorough),
+        pytest.param(os.killpg, signal.SIGINT, id="Ctrl-C in a terminal"),
+    ],
 )
 def test_signal_drains_and_the_next_run_goes_on(
     case: Case, tmp_path: Path, send: Callable[[int, int], None], number: signal.Signals

@@ -14,6 +14,7 @@ from pipeline.storage import Storage
 from tests.support.commands import ROOT, environment
 from tests.support.corpora import write_corpus
 from tests.support.s3 import S3
+from tests.support.shared_ray import shared_ray
 
 pytestmark = pytest.mark.system
 README = (ROOT / "README.md").read_text()
@@ -87,7 +88,7 @@ def test_python_blocks_run_in_order(clone: Path) -> None:
 
 def test_job_file_runs(clone: Path) -> None:
     (clone / "job.yaml").write_text(blocks("yaml")[0])
-    result = shell("tokenmill run job.yaml", clone)
+    result = shell("tokenmill run job.yaml", clone, **shared_ray())
     assert result.returncode == 0, result.stderr
 
 
@@ -105,7 +106,7 @@ def bucket(clone: Path, s3: S3) -> S3:
 
 @pytest.mark.parametrize("command", commands())
 def test_command_line(command: str, clone: Path, bucket: S3) -> None:
-    result = shell(command, clone, **bucket.environment)
+    result = shell(command, clone, **(bucket.environment if "s3://" in command else shared_ray()))
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
 

@@ -32,7 +32,7 @@ def test_parts_do_not_depend_on_the_number_of_actors(case: Case, tmp_path: Path)
     assert parts(tmp_path) == case.parts
 
 
-def test_every_reader_gives_the_same_rows(case: Case) -> None:
+def test_every_reader_gives_the_same_rows(case: Case, tmp_path: Path) -> None:
     files = f"{case.output}/tokens/*.parquet"
     reference = ds.dataset(f"{case.output}/tokens").to_table(columns=["key", "tokens"]).sort_by("key")
     keys, tokens = reference["key"].to_pylist(), np.stack(reference["tokens"].to_numpy())
@@ -41,7 +41,7 @@ def test_every_reader_gives_the_same_rows(case: Case) -> None:
     duck = duckdb.sql(f"select key, tokens from '{files}' order by key").fetchnumpy()
     polar = pl.read_parquet(files).sort("key")
     panda = pd.read_parquet(f"{case.output}/tokens").sort_values("key")
-    face = datasets.load_dataset(str(case.output), split="train").with_format("numpy")[:]
+    face = datasets.load_dataset(str(case.output), split="train", cache_dir=str(tmp_path)).with_format("numpy")[:]
     order = np.argsort(face["key"])
     for name, found_keys, found in [
         ("duckdb", duck["key"].tolist(), np.stack(list(map(np.asarray, duck["tokens"])))),

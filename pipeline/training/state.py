@@ -1,6 +1,6 @@
 """What it takes to go on with a training: one safetensors file beside the model, with JSON in its header. No pickle.
 
-MODEL/training/state.safetensors      while it trains: about three times the model, as float32
+FOLDER/training/state.safetensors     while it trains: about three times the model, as float32
                                       when it is done: only the header, so that the same command does not start anew
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.errors import UsageError
 
 STATE_FILE = Path("training") / "state.safetensors"
-_HEADER_KEY = "tokenmill-fit"
+_HEADER_KEY = "tokenmill-training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +26,14 @@ class State:
 
     Attributes:
         step: steps done.
-        config: what decides the weights (`FitConfig.identity`).
-        images: identity of the pool of images.
-        crops: the random numbers of the crops.
-        trainer: the trainer's numbers that are no tensors.
-        tensors: weights, moments of the optimizer, codebook, by name; none in the record of a finished training.
+        config: what decides the weights.
+        progress: whatever else the training needs to go on, as JSON.
+        tensors: weights, moments of the optimizer and the like, by name; none in the record of a finished training.
     """
 
     step: int
     config: dict[str, Any]
-    images: str
-    crops: dict[str, Any]
-    trainer: dict[str, Any]
+    progress: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -63,7 +59,7 @@ def write_state(folder: Path, state: State) -> None:
     """Writes the state of the training in `folder`; the old one stays until the new one is whole."""
     path = folder / STATE_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {name: getattr(state, name) for name in ("step", "config", "images", "crops", "trainer")}
+    document = {name: getattr(state, name) for name in ("step", "config", "progress")}
     temporary = path.with_suffix(".tmp")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
     save_file(tensors, temporary, metadata={_HEADER_KEY: json.dumps(document)})
@@ -88,6 +84,11 @@ def read_state(folder: Path) -> State | None:
             return State(**document, tensors={name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as exc:
         raise UsageError(f"{path}: damaged, so the training cannot go on ({exc}); delete it to start anew") from exc
+
+
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _differences(old: Any, new: Any, name: str) -> list[str]:

@@ -1,0 +1,94 @@
+"""What a job takes along, before it is sent anywhere."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import resolve
+from pipeline.errors import UsageError
+from pipeline.job_folder import write_job
+from pipeline.slurm import write_script
+from pipeline.submission import Jobs, chosen_environment
+
+
+def job(folder: Path, *settings: str, shards: str = "s3://b/{0..9}.tar") -> str:
+    folder.mkdir()
+    flags = {"shards": [shards], "model": "s3://b/model", "output": "s3://b/out"}
+    return write_job(resolve(settings=settings, flags=flags, environment={}), folder)
+
+
+def test_job_folder_says_the_same_as_the_command_line(tmp_path: Path) -> None:
+    settings = ["image.size=64", "columns.caption=text", "select.where=['meta.width >= 9']", "cluster.scratch=/tmp"]
+    job(tmp_path / "a", *settings)
+    flags = {"shards": ["s3://b/{0..9}.tar"], "model": "s3://b/model", "output": "s3://b/out"}
+    assert resolve(tmp_path / "a" / "job.yaml", environment={}) == resolve(
+        settings=settings, flags=flags, environment={}
+    )
+
+
+def test_name_of_a_job_is_that_of_its_contents(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("s3://b/0.tar\n")
+    names = [job(tmp_path / "a"), job(tmp_path / "b"), job(tmp_path / "c", "seed=1")]
+    names += [job(tmp_path / "d", shards=f"@{tmp_path}/list.txt")]
+    (tmp_path / "list.txt").write_text("s3://b/1.tar\n")
+    names += [job(tmp_path / "e", shards=f"@{tmp_path}/list.txt")]
+    assert names[0] == names[1]
+    assert len(set(names)) == 4
+
+
+def test_local_list_of_shards_travels_with_the_job(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("s3://b/0.tar\n")
+    job(tmp_path / "a", shards=f"@{tmp_path}/list.txt")
+    assert (tmp_path / "a" / "shards-0.txt").read_text() == "s3://b/0.tar\n"
+    assert resolve(tmp_path / "a" / "job.yaml", environment={}).shards == ("@shards-0.txt",)
+
+
+@pytest.mark.parametrize(
+    "shards", ["@/no/such/list.txt", "s3://key:secret@b/0.tar", "https://h/0.tar?X-Amz-Signature=1"]
+)
+def test_job_that_must_not_travel(tmp_path: Path, shards: str) -> None:
+    with pytest.raises(UsageError):
+        job(tmp_path / "a", shards=shards)
+    assert not (tmp_path / "a" / "job.yaml").exists()
+
+
+def test_environment_of_a_job_has_the_values_of_here() -> None:
+    assert chosen_environment(["AWS_REGION"], {"AWS_REGION": "us-east-1", "HOME": "/root"}) == {
+        "AWS_REGION": "us-east-1"
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("NOT_SET", "is not set here"),
+        ("AWS_SECRET_ACCESS_KEY", "looks like a credential"),
+        ("AWS_ACCESS_KEY_ID", "looks like a credential"),
+        ("AWS_SESSION_TOKEN", "looks like a credential"),
+        ("HF_TOKEN", "looks like a credential"),
+        ("AZURE_STORAGE_SAS", "looks like a credential"),
+        ("AZURE_STORAGE_CONNECTION_STRING", "looks like a credential"),
+    ],
+)
+def test_environment_that_the_dashboard_must_not_show(name: str, says: str) -> None:
+    here = {} if name == "NOT_SET" else {name: "canary"}
+    with pytest.raises(UsageError, match=says) as refusal:
+        chosen_environment([name], here)
+    assert "canary" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:6379", "ray://h:10001"])
+def test_address_that_is_no_dashboard(address: str) -> None:
+    with pytest.raises(UsageError, match="must be the URL of the cluster's dashboard"):
+        Jobs(address)
+
+
+@pytest.mark.parametrize("option", ["--nodes=4", "nodes=4\n#SBATCH --uid=0", "", "Nodes"])
+def test_option_that_sbatch_does_not_have(tmp_path: Path, option: str) -> None:
+    with pytest.raises(UsageError, match="--sbatch must be"):
+        write_script(tmp_path, "tokenmill-0", [option])
+
+
+def test_folder_that_would_need_quoting(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="must have no space"):
+        write_script(tmp_path / "a b", "tokenmill-0")
