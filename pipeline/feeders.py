@@ -42,17 +42,23 @@ class Feeders:
         self._taken[assignment] = self._free.pop()
         return self._taken[assignment]
 
-    def give_back(self, assignment: Assignment | None) -> None:
-        """The attempt has ended; whoever fed it is asked first whether it lives."""
+    def give_back(self, assignment: Assignment | None, *, emptied: bool) -> None:
+        """The attempt has ended; who fed it is free as soon as it answers.
+
+        Args:
+            assignment: of the attempt.
+            emptied: it took all of the shard; else its feeder may wait for it for ever, and starts anew.
+        """
         if assignment in self._taken:
-            self._begin(self._taken.pop(assignment))
+            handle = self._taken.pop(assignment)
+            if not emptied:
+                ray.kill(handle, no_restart=False)
+            self._begin(handle)
 
     def abandon(self, actor: str) -> None:
-        """An actor is gone. Who fed it may wait for it for ever, so it starts anew."""
+        """An actor is gone, with all its attempts."""
         for assignment in [one for one in self._taken if one.actor == actor]:
-            handle = self._taken.pop(assignment)
-            ray.kill(handle, no_restart=False)
-            self._begin(handle)
+            self.give_back(assignment, emptied=False)
 
     def dismiss_all(self) -> None:
         """End all of them."""

@@ -13,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from pipeline.cluster import Placement, RemoteWorker
 from pipeline.config import JobConfig
 from pipeline.feeders import Feeders
+from pipeline.messages import ShardReport
 from pipeline.schedule import Assignment
 
 PULSE_SECONDS = 1.0
@@ -156,7 +157,7 @@ class Fleet:
             self._feeders.recruit()  # not before: an actor with a GPU needs the cores beside it
         elif call.method == "tokenize":
             actor.running -= 1
-            self._feeders.give_back(call.assignment)
+            self._feeders.give_back(call.assignment, emptied=isinstance(answer, ShardReport))
 
 
 def _answer(ref: Any) -> Any:
