@@ -92,6 +92,11 @@ bench-qa: setup
 bench-readers: setup
 	$(BIN)/python -m tests.benchmarks.readers
 
+# The real driver and schedule on virtual time: 1 to 1,000 GPUs; draws docs/scaling.svg.
+.PHONY: bench-scaling
+bench-scaling: setup
+	$(BIN)/python -m tests.benchmarks.scaling
+
 bench-decode: setup
 	$(BIN)/python -m tests.benchmarks.decode
 

@@ -11,12 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 
 from pipeline.config import JobConfig
 from pipeline.errors import UsageError
+from pipeline.feed import CHUNK_BYTES, Fed
+from pipeline.schedule import Failure, Kind
+from pipeline.shards.manifest import Shard
 
-OBJECT_STORE_BYTES = 100 << 20  # no image goes through the object store
+OBJECT_STORE_BYTES = 100 << 20  # no image goes through the object store, but for those of decode actors
+CHUNKS_AHEAD = 3  # that a decode actor may be ahead of its consumer
+FEED_BYTES = (
+    (CHUNKS_AHEAD + 2) * 2 * CHUNK_BYTES
+)  # of a decode actor in the object store; a chunk may be one large view
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +70,12 @@ def _connect(config: JobConfig) -> None:
         return
     cores = len(os.sched_getaffinity(0))
     reserved = (wanted.actor_range or (1, 1))[1] * (wanted.cpus_per_actor or 1)
+    reserved += wanted.decode_actors * wanted.cpus_per_decode_actor
     ray.init(
         address="local",
         num_cpus=max(cores, reserved),
         include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
+        object_store_memory=OBJECT_STORE_BYTES + wanted.decode_actors * FEED_BYTES,
         **options,
     )
 
@@ -109,7 +117,39 @@ class RemoteWorker:
     def __init__(self, *arguments: Any) -> None:
         from pipeline.worker import Worker
 
-        self._worker = Worker(*arguments)
+        self._worker, self._image_decode = Worker(*arguments), arguments[0].image.decode
 
     def call(self, method: str, *arguments: Any) -> Any:
         return getattr(self._worker, method)(*arguments)
+
+    def tokenize_fed(self, task: Any, decoder: Any) -> Any:
+        """One attempt whose shard a decode actor reads."""
+        from pipeline.images import resampler
+
+        here = resampler(self._image_decode)
+        return self._worker.tokenize(task, lambda shard: _stream(decoder, shard, here))
+
+
+class RemoteDecoder:
+    """The decoder inside a decode actor's process."""
+
+    def __init__(self, *arguments: Any) -> None:
+        from pipeline.decoder import Decoder
+
+        self._decoder = Decoder(*arguments)
+
+    def ready(self) -> None:
+        """Answers when the actor is."""
+
+    def feed(self, *arguments: Any) -> Iterator[Any]:
+        yield from self._decoder.feed(*arguments)
+
+
+def _stream(decoder: Any, shard: Shard, resampled_by: str) -> Iterator[Fed]:
+    """What a decode actor sends of a shard; a `Failure` if it died."""
+    options = {"num_returns": "streaming", "_generator_backpressure_num_objects": CHUNKS_AHEAD}
+    try:
+        for ref in decoder.feed.options(**options).remote(shard, resampled_by):
+            yield ray.get(ref)
+    except RayError as error:
+        yield Failure(Kind.INFRA, "decode_actor", f"{shard.url}: its decode actor was lost: {error}")

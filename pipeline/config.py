@@ -19,10 +19,10 @@ from pipeline.encoding import ModelConfig, Precision
 from pipeline.errors import UsageError
 from pipeline.fingerprint import fingerprint, identity
 from pipeline.images import ImageConfig, describe
+from pipeline.limits import LimitsConfig
 from pipeline.messages import Calibration, Identity
 from pipeline.progress import LogConfig
 from pipeline.qa.config import QaConfig
-from pipeline.schedule import LimitsConfig
 from pipeline.select import SelectConfig
 from pipeline.shards.tar import TarLimits
 from pipeline.storage import Storage, StorageConfig
@@ -54,6 +54,10 @@ class ClusterConfig(BaseModel):
         None, ge=1, description="decode threads (on a CPU also model threads) per actor; null shares the cores evenly"
     )
     shards_in_flight: int = Field(2, ge=1, description="shards an actor works on at once, so that no device waits")
+    decode_actors: int = Field(
+        0, ge=0, description="actors without a GPU that fetch and decode shards for those with one, on nodes with cores"
+    )
+    cpus_per_decode_actor: int = Field(1, ge=1, description="decode threads of each of them")
     scratch: Path | None = Field(
         None,
         description="folder for unfinished parts, on a local disk of each node; null is the system's temporary folder",

@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from pipeline.cluster import Placement, cluster
+from pipeline.claim import check_precision
+from pipeline.cluster import cluster
 from pipeline.commit import probe
 from pipeline.config import JobConfig, job_document, precision_of
 from pipeline.encoding import Precision
@@ -73,9 +74,12 @@ def run(
             probe(storage, output.url, in_parts=True)
     todo = what_is_left(output, shards, retry_quarantined=retry_quarantined, retry_rejects=retry_rejects)
     gates = gates_of(storage, output.url, config.qa, todo.committed, output.summary())
+    sizes = ((shard.id, shard.size or 0) for shard in todo.pending)
+    schedule = Schedule(sizes, config.limits, canaries=gates.canaries)
     with cluster(config) as placement, stop_on_signals() as stop:
         progress = Metrics(progress, run_name(output.url))
-        job = _Run(config, output, todo, placement, gates, progress=progress, stop=stop)
+        fleet = Fleet(config, placement)
+        job = Driver(config, output, todo, schedule, fleet, gates, progress=progress, stop=stop)
         try:
             stopped = job.work()
             job.fleet.dismiss_all()  # the accounts of many parts take a while, and need no GPU
@@ -85,15 +89,16 @@ def run(
             job.fleet.dismiss_all()
 
 
-class _Run:
-    """One run's event loop."""
+class Driver:
+    """One run's event loop. What it knows of the world comes from its fleet, the time too."""
 
     def __init__(
         self,
         config: JobConfig,
         output: Output,
         todo: Todo,
-        placement: Placement,
+        schedule: Schedule,
+        fleet: Fleet,
         gates: Gates,
         *,
         progress: Progress,
@@ -102,7 +107,8 @@ class _Run:
         self._config, self._output, self._todo = config, output, todo
         self._progress, self._stop = progress, stop
         self._shards = todo.shards
-        self._schedule = Schedule(((shard.id, shard.size or 0) for shard in todo.pending), config.limits)
+        self._schedule, self.fleet, self._now = schedule, fleet, fleet.now
+        placement = fleet.placement
         self._monitor = Monitor(
             shards_total=len(todo.shards),
             shards_before=len(todo.committed),
@@ -111,8 +117,8 @@ class _Run:
             encode_lanes=placement.cpus if placement.device == "cpu" else 1,
             shards_in_flight=config.cluster.shards_in_flight,
             price_per_actor_hour=config.cluster.price_per_actor_hour,
+            now=self._now,
         )
-        self.fleet = Fleet(config, placement)
         self._identity: Identity | None = None
         self._job: dict[str, Any] | None = None
         self._measuring: str | None = None
@@ -132,20 +138,20 @@ class _Run:
         draining: float | None = None
         while self._job is None or not self._schedule.finished:
             if (self._stop.requested or self._gate) and draining is None:
-                draining = time.monotonic()
+                draining = self._now()
                 self._progress.note("stopping: running shards finish, no new ones begin (once more to stop at once)")
             if draining is not None and self._drained(draining):
                 return True
             self._check_health()
-            self._end_stalled()
             if draining is None:
                 self._recruit()
                 self._advance()
             self.fleet.feel_pulses()
             for call, answer in self.fleet.listen(POLL_SECONDS):
                 self._take(call, answer)
-            if time.monotonic() >= self._show_again:
-                self._show_again = time.monotonic() + SHOW_SECONDS
+            if self._now() >= self._show_again:
+                self._show_again = self._now() + SHOW_SECONDS
+                self._end_stalled()
                 self._progress.show(self._monitor.snapshot(self._schedule, self.fleet.at_work()))
         return False
 
@@ -155,7 +161,7 @@ class _Run:
         Args:
             ending: writes the accounts.
             stopped: the run was, before the end.
-            began: when; of `time.monotonic` (seconds).
+            began: when; of `fleet.now` (seconds).
         """
         for column in self._monitor.empty_columns(self._config.columns):
             self._progress.note(f"{column}: no row of this run has a value in this column; is the extension right?")
@@ -163,17 +169,17 @@ class _Run:
         rates = self._monitor.rates(self.fleet.most_at_work)
         if self._job is None:
             code, message = ExitCode.STOPPED, "stopped before the first shard; run the same command again"
-            return Result(code, message, self._output.summary() or {}, rates, time.monotonic() - began)
+            return Result(code, message, self._output.summary() or {}, rates, self._now() - began)
         code, message, summary = ending.account(self._schedule.quarantined(), stopped=stopped, gate=self._gate)
         if self._config.qa.samples_per_shard:
             self._monitor.end(self.fleet.most_at_work)
             ending.report(self._monitor.timeline)
-        return Result(code, message, summary, rates, time.monotonic() - began)
+        return Result(code, message, summary, rates, self._now() - began)
 
     # --- one turn of the loop ---
 
     def _drained(self, since: float) -> bool:
-        over = time.monotonic() - since > self._config.limits.drain_seconds
+        over = self._now() - since > self._config.limits.drain_seconds
         return self._stop.now or over or not self._schedule.count(State.RUNNING)
 
     def _check_health(self) -> None:
@@ -195,11 +201,11 @@ class _Run:
     def _end_stalled(self) -> None:
         """End the actors of attempts that no longer move: a thread cannot be ended alone."""
         limit = self._config.limits.stall_seconds
-        if self._measuring and self._job is None and time.monotonic() - self._measuring_since > limit:
+        if self._measuring and self._job is None and self._now() - self._measuring_since > limit:
             actor, self._measuring = self._measuring, None
             self._spoilt += 1
             self._replace(actor, f"no calibration after {limit:g} s (limits.stall_seconds)", blame=False)
-        for assignment, why in self._schedule.stalled(time.monotonic()):
+        for assignment, why in self._schedule.stalled(self._now()):
             if assignment.actor in self.fleet.actors:  # else it was ended for another of its shards
                 self._replace(assignment.actor, f"{self._shards[assignment.shard].url}: {why}", assignment.shard)
 
@@ -221,8 +227,9 @@ class _Run:
                 actor.phase = Phase.STARTING
                 job = self._job
                 self.fleet.call(name, "start", job["fingerprint"], job["batch_size"], precision_of(job))
-            elif actor.phase is Phase.READY:
-                self._supply(name, actor)
+        self._supply()
+        for name, actor in list(self.fleet.actors.items()):
+            if actor.phase is Phase.READY:
                 self._release(name, actor)
 
     def _calibrate(self) -> None:
@@ -235,7 +242,7 @@ class _Run:
         if not shards:
             self._claim(None)
             return
-        self._measuring, self._measuring_since = loaded[0], time.monotonic()
+        self._measuring, self._measuring_since = loaded[0], self._now()
         there, given = self._output.job(), self._config.model.batch_size
         size = there["batch_size"] if there else (given if given != "auto" else None)
         self.fleet.call(loaded[0], "measure", shards, size, self._fixed_precision(there))
@@ -244,23 +251,28 @@ class _Run:
         """The precision that the user chose, else that of the run which is resumed; None if it is to be chosen."""
         return self._config.model.fixed_precision or (precision_of(there) if there else None)
 
-    def _supply(self, name: str, actor: Actor) -> None:
-        while actor.running < self._config.cluster.shards_in_flight:
-            if self._gates.holds_back(self._schedule.count(State.RUNNING)):
-                break
-            assignment = self._schedule.next(name, time.monotonic())
-            if assignment is None:
-                break
-            actor.running += 1
-            self._monitor.begun()
-            shard = self._shards[assignment.shard]
-            task = Task(shard, assignment.attempt, assignment.careful, shard.id in self._todo.withdrawn)
-            self.fleet.call(name, "tokenize", task, assignment=assignment)
-            self._progress.event("begun", shard=shard.id, attempt=assignment.attempt, actor=name)
+    def _supply(self) -> None:
+        """Fill the free slots, every first one before any second: two large shards must not share a device in vain."""
+        for slot in range(self._config.cluster.shards_in_flight):
+            ready = (name for name, actor in self.fleet.actors.items() if actor.phase is Phase.READY)
+            for name in self._schedule.by_load(name for name in ready if self.fleet.actors[name].running <= slot):
+                if self._gates.holds_back(self._schedule.count(State.RUNNING)):
+                    return
+                assignment = self._schedule.next(name, self._now())
+                if assignment is not None:
+                    self._give(assignment)
+
+    def _give(self, assignment: Assignment) -> None:
+        self.fleet.actors[assignment.actor].running += 1
+        self._monitor.begun()
+        shard = self._shards[assignment.shard]
+        task = Task(shard, assignment.attempt, assignment.careful, shard.id in self._todo.withdrawn)
+        self.fleet.call(assignment.actor, "tokenize", task, assignment=assignment)
+        self._progress.event("begun", shard=shard.id, attempt=assignment.attempt, actor=assignment.actor)
 
     def _release(self, name: str, actor: Actor) -> None:
         """Give back the place of an actor that has had nothing to do for a while, as the queue is empty."""
-        now = time.monotonic()
+        now = self._now()
         if actor.running or self._schedule.count(State.WAITING):
             actor.idle_since = now
             return
@@ -285,7 +297,7 @@ class _Run:
         elif isinstance(answer, Pulse):
             self._monitor.reading(call.actor, answer.reading, answer.queues)
             for shard, attempt, moved in answer.moved:
-                self._schedule.progress(shard, attempt, moved, time.monotonic())
+                self._schedule.progress(shard, attempt, moved, self._now())
         elif call.assignment is not None:
             self._tokenized(call.assignment, answer)
 
@@ -307,41 +319,18 @@ class _Run:
         there = self._output.job()
         precision = calibration.precision if calibration else self._fixed_precision(there) or Precision.EXACT
         if there is None:  # else it was judged when the run began
-            self._check_precision(precision, calibration)
-        if calibration is not None and self._config.image.decode != "exact":
-            kept = f"{calibration.decode_agreement:.2%} of the tokens of image.decode=exact"
-            self._progress.note(
-                f"image.decode={self._config.image.decode} keeps {kept}, on {calibration.images} images"
-            )
+            for line in check_precision(self._config, precision, calibration, needed=bool(self._todo.pending)):
+                self._progress.note(line)
         given = self._config.model.batch_size
         size = calibration.batch_size if calibration else (given if given != "auto" else SAFE_BATCH)
         document = job_document(self._config, self._identity, calibration, precision, size)
         self._job = self._output.claim(document, overwrite=self._config.output.allow_overwrite_commit)
-        self._monitor.calibration = calibration
+        self._monitor.calibrated(calibration, self._config.image.views, self.fleet.placement.most)
         merged = self._output.extend_manifest(self._todo.given, self._todo.refrozen)
         self._shards = {shard.id: shard for shard in merged}
         if self._todo.pending:
             self._output.reopen()
         self._judge(self._gates.findings)
-
-    def _check_precision(self, precision: Precision, calibration: Calibration | None) -> None:
-        """Refuse a precision that loses tokens; say what was tried."""
-        floor = self._config.model.min_agreement
-        if calibration is None:
-            if self._todo.pending and precision is not Precision.EXACT:
-                raise UsageError(
-                    f"the agreement of precision {precision} with {Precision.EXACT} could not be measured: no image "
-                    "could be read; use model.precision=exact, or mend the first shards"
-                )
-            return
-        if calibration.chosen.agreement < floor:
-            raise UsageError(
-                f"precision {precision} keeps only {calibration.chosen.agreement:.2%} of the tokens of precision "
-                f"{Precision.EXACT} (model.min_agreement is {floor:.2%}); choose a finer precision, or lower the floor"
-            )
-        if len(calibration.trials) > 1:
-            tried = "; ".join(map(str, calibration.trials))
-            self._progress.note(f"precision {precision} (model.min_agreement is {floor:.2%}): {tried}")
 
     def _judge(self, findings: Iterable[Finding]) -> None:
         """Say which gates failed; unless they only mark, the run stops."""
@@ -351,7 +340,7 @@ class _Run:
                 self._gate = finding.message
 
     def _tokenized(self, assignment: Assignment, answer: ShardReport | Failure) -> None:
-        now = time.monotonic()
+        now = self._now()
         about: dict[str, Fact] = {"shard": assignment.shard, "attempt": assignment.attempt}
         if isinstance(answer, ShardReport):
             losers = self._schedule.done(assignment.shard, assignment.attempt, now)
@@ -392,6 +381,6 @@ class _Run:
         """Take an actor off the list; its shards go back to the queue, and the next turn recruits another."""
         self._monitor.gone(name)
         self.fleet.dismiss(name)
-        shards = self._schedule.lost(name, message, time.monotonic(), stalled=stalled, blame=blame)
+        shards = self._schedule.lost(name, message, self._now(), stalled=stalled, blame=blame)
         names = ", ".join(self._shards[shard].url for shard in shards) or "none"
         self._progress.note(f"{name} is replaced ({message}); its shards go back to the queue: {names}", actor=name)

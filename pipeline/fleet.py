@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -12,9 +12,12 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.cluster import Placement, RemoteWorker
 from pipeline.config import JobConfig
+from pipeline.feeders import Feeders
+from pipeline.messages import ShardReport
 from pipeline.schedule import Assignment
 
 PULSE_SECONDS = 1.0
+PULSES_PER_SECOND = 100  # of all actors together; each costs the driver about 0.4 ms, and it has shards to give out
 BESIDE_SHARDS = 3  # calls that an actor must answer while its shards run: pulse, cancel, and one to spare
 
 
@@ -29,7 +32,7 @@ class Phase(StrEnum):
 
 @dataclass(slots=True)
 class Actor:
-    """One actor as the driver knows it. Times are of `time.monotonic` (seconds)."""
+    """One actor as the driver knows it. Times are of `Fleet.now` (seconds)."""
 
     handle: Any
     phase: Phase = Phase.LOADING
@@ -63,13 +66,20 @@ class Lost:
 
 
 class Fleet:
-    """The actors of a run and the calls they have not answered yet."""
+    """The actors of a run and the calls they have not answered yet.
 
-    def __init__(self, config: JobConfig, placement: Placement) -> None:
-        self._config, self.placement = config, placement
+    Args:
+        config: of the job.
+        placement: how many actors, and what each reserves.
+        now: the clock of the run (seconds).
+    """
+
+    def __init__(self, config: JobConfig, placement: Placement, now: Callable[[], float] = time.monotonic) -> None:
+        self._config, self.placement, self.now = config, placement, now
         self._calls: dict[Any, Call] = {}
         self._names = (f"actor-{number}" for number in itertools.count())
         self.actors: dict[str, Actor] = {}
+        self._feeders = Feeders(config)
         self.most_at_work = 0
 
     def recruit(self) -> None:
@@ -86,12 +96,18 @@ class Fleet:
 
     def call(self, name: str, method: str, *arguments: Any, assignment: Assignment | None = None) -> None:
         """Ask an actor; the answer comes out of `listen`."""
-        ref = self.actors[name].handle.call.remote(method, *arguments)
+        handle, feeder = self.actors[name].handle, None
+        if assignment is not None and not assignment.careful:
+            feeder = self._feeders.take(assignment)
+        if feeder is not None:
+            ref = handle.tokenize_fed.remote(*arguments, feeder)
+        else:
+            ref = handle.call.remote(method, *arguments)
         self._calls[ref] = Call(name, method, assignment)
 
     def feel_pulses(self) -> None:
-        """Ask every ready actor how far it is, about once a second."""
-        now = time.monotonic()
+        """Ask every ready actor how far it is: about once a second, in large fleets less often."""
+        now = self.now()
         for name, actor in self.actors.items():
             if actor.phase is Phase.READY and now >= actor.pulse_due:
                 actor.pulse_due = float("inf")  # until it answers
@@ -113,12 +129,14 @@ class Fleet:
 
     def dismiss(self, name: str) -> None:
         """End an actor, if it still lives, and forget it."""
+        self._feeders.abandon(name)
         ray.kill(self.actors.pop(name).handle)
 
     def dismiss_all(self) -> None:
         """End all actors."""
         for name in list(self.actors):
             self.dismiss(name)
+        self._feeders.dismiss_all()
 
     def at_work(self) -> int:
         """How many actors are ready for shards."""
@@ -126,9 +144,9 @@ class Fleet:
 
     def _note(self, call: Call, answer: Any) -> None:
         """Keep the actor's own state up to date."""
-        actor, now = self.actors[call.actor], time.monotonic()
+        actor, now = self.actors[call.actor], self.now()
         if call.method == "pulse":
-            actor.pulse_due = now + PULSE_SECONDS
+            actor.pulse_due = now + max(PULSE_SECONDS, len(self.actors) / PULSES_PER_SECOND)
         if isinstance(answer, Lost):
             return
         if call.method == "load":
@@ -136,8 +154,10 @@ class Fleet:
         elif call.method == "start":
             actor.phase, actor.idle_since = Phase.READY, now
             self.most_at_work = max(self.most_at_work, self.at_work())
+            self._feeders.recruit()  # not before: an actor with a GPU needs the cores beside it
         elif call.method == "tokenize":
             actor.running -= 1
+            self._feeders.give_back(call.assignment, emptied=isinstance(answer, ShardReport))
 
 
 def _answer(ref: Any) -> Any:

@@ -32,6 +32,10 @@ class Identity:
     select: dict[str, object] = field(default_factory=dict)
     downsample: int = 1
 
+    def tokens_per_view(self, pixels: int) -> int:
+        """Tokens of a view; where grids vary, of one with so many pixels."""
+        return self.spec.tokens_per_view or pixels // self.downsample**2
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -47,6 +51,7 @@ class Calibration:
         trials: the precisions that were tried, the chosen one among them.
         precision: the chosen one.
         decode_agreement: fraction of tokens equal to those of `image.decode: exact`.
+        bytes_per_sample: of the shard that was read; 0 if it gave no sample.
     """
 
     device: str
@@ -58,6 +63,7 @@ class Calibration:
     trials: tuple[Trial, ...]
     precision: Precision
     decode_agreement: float = 1.0
+    bytes_per_sample: float = 0.0
 
     @property
     def chosen(self) -> Trial:
@@ -110,6 +116,22 @@ class Pulse:
 
 
 @dataclass(frozen=True, slots=True)
+class Supply:
+    """How well a shard's device was supplied with pixels.
+
+    Attributes:
+        remote: by a decode actor.
+        rows: that were made.
+        waited, lasted: seconds in which the shard waited for pixels, of those from its first byte to its last row.
+    """
+
+    remote: bool
+    rows: int
+    waited: float
+    lasted: float
+
+
+@dataclass(frozen=True, slots=True)
 class ShardReport:
     """What became of a shard that is done.
 
@@ -118,9 +140,11 @@ class ShardReport:
         outcome: whether this attempt or another one published the part.
         filled: the columns of `columns` (caption, label, meta, more) that have a value in some row.
         qa: what a look at the part found; None if QA is off.
+        supply: how pixels came.
     """
 
     counts: Counts
     outcome: Outcome
     filled: frozenset[str] = frozenset()
     qa: QaReport | None = None
+    supply: Supply | None = None

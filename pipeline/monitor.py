@@ -3,10 +3,11 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
 
+from pipeline.forecast import forecast
 from pipeline.messages import Calibration, ShardReport
 from pipeline.meter import Part, Reading, bound
 from pipeline.progress import Snapshot
@@ -106,6 +107,18 @@ class Monitor:
         self._moved = self.now()
         self.timeline = Timeline(self._lanes(1), self.price_per_actor_hour)
 
+    def calibrated(self, found: Calibration | None, views: int, actors: int) -> None:
+        """The first actor has measured: what the run will take is known.
+
+        Args:
+            found: None if no image could be read.
+            views: of a sample.
+            actors: that will share the work.
+        """
+        self.calibration = found
+        expected = forecast(found, views, self.bytes_to_do, actors) if found else None
+        self.timeline.forecast = asdict(expected) if expected else None
+
     def begun(self) -> None:
         """A shard was assigned."""
         self._first = self.now() if self._first is None else self._first
@@ -123,6 +136,8 @@ class Monitor:
         self.filled |= report.filled
         if report.qa and report.qa.psnr is not None:
             self.psnr = report.qa.psnr
+        if report.supply:
+            self.timeline.supplied(report.supply.remote, report.supply.waited, report.supply.lasted)
         self._last = self.now()
         self.touch()
 

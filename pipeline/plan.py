@@ -1,24 +1,27 @@
-"""What a run would take, before it is begun: list, freeze, probe a few shards in this process, extrapolate.
+"""What a run would take, before it is begun: list, freeze, tokenize a few shards in this process, extrapolate.
 
-Nothing is written anywhere.
+Nothing is written but temporary files.
 """
 
-import math
 import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pipeline.config import JobConfig
-from pipeline.errors import ShardError, StorageError, UsageError
-from pipeline.images import ImageConfig
-from pipeline.messages import Calibration, Identity
-from pipeline.select import Selection
+from pipeline.errors import UsageError
+from pipeline.forecast import PriceTable, cost, requests
+from pipeline.messages import Calibration, ShardReport, Task
+from pipeline.schedule import Failure
 from pipeline.shards.manifest import Shard, freeze
-from pipeline.shards.tar import TarReader
 from pipeline.storage import Storage
+from pipeline.tokens.schema import Counts
 from pipeline.worker import Worker, device_here
 
-ROW_BYTES = 40  # of a row beside its tokens and texts, compressed: key, geometry, page headers (measured)
-TEXT_RATIO = 0.35  # zstd on captions and JSON sidecars
+NO_FINGERPRINT = "0" * 64  # of parts that nobody will read
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +31,20 @@ class Plan:
     Attributes:
         shards, missing: listed; of them not there.
         input_bytes: of all shards.
-        images: expected, from samples per byte in the probed shards.
+        images: samples expected, from those per byte in the probed shards.
         device: that was probed.
         model_rate, decode_rate: views/s of one actor, each stage alone.
-        actor_rate: views/s of one actor, both stages together.
+        actor_rate: views/s of one actor, all stages together, on whole probed shards.
         actors: that the time is computed for.
         seconds: wall time of the run without start-up.
-        output_bytes: of all parts.
+        actor_hours: of all actors together.
+        cpu_seconds: CPU time of all actors together.
+        output_bytes: of all parts, from the probed shards' own.
         bottleneck: `model` or `decode`.
+        cores_per_gpu: cores that keep one GPU supplied; None where the CPU is the device.
+        requests, requests_per_second: to the store, retries not counted.
+        cost: in the currency of the price table; None if it has no price for the device.
+        cost_per_month: of keeping the output; None without a price table.
         tokens: expected in all.
     """
 
@@ -49,17 +58,36 @@ class Plan:
     actor_rate: float
     actors: int
     seconds: float
+    actor_hours: float
+    cpu_seconds: float
     output_bytes: int
     bottleneck: str
+    cores_per_gpu: float | None
+    requests: int
+    requests_per_second: float
+    cost: float | None
+    cost_per_month: float | None
     tokens: int
 
 
-def plan(config: JobConfig, probes: int = 2) -> Plan:
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """What the probed shards took: counts, their parts and themselves (bytes), wall and CPU time (seconds)."""
+
+    counts: Counts
+    part_bytes: int
+    shard_bytes: int
+    wall: float
+    cpu: float
+
+
+def plan(config: JobConfig, probes: int = 2, prices: PriceTable | None = None) -> Plan:
     """Forecast a run.
 
     Args:
         config: shards and model must be given; output need not be.
-        probes: shards to read whole.
+        probes: shards to tokenize.
+        prices: what the user pays; `cluster.price_per_actor_hour` serves without.
 
     Raises:
         UsageError: no shard could be read.
@@ -72,70 +100,78 @@ def plan(config: JobConfig, probes: int = 2) -> Plan:
     if not there:
         raise UsageError("none of the shards is there: nothing to plan")
     probed = [there[i * len(there) // probes] for i in range(min(probes, len(there)))]
-    samples, text_bytes, read = _probe(storage, probed, config)
-    device = device_here()
-    actors = (config.cluster.actor_range or (1, 1))[1]
-    cpus = config.cluster.cpus_per_actor or max(1, len(os.sched_getaffinity(0)) // actors)
-    worker = Worker(config, cpus, device)
-    found = worker.load()
-    fixed = config.model.batch_size
-    size = fixed if isinstance(fixed, int) else None
-    measured = worker.measure(probed, size, config.model.fixed_precision)
-    if measured is None:
-        raise UsageError(f"no image could be read in {', '.join(shard.url for shard in probed)}")
-    input_bytes = sum(shard.size or 0 for shard in there)
-    images = round(samples * input_bytes / read)
-    return _forecast(shards, input_bytes, images, measured, found, actors, text_bytes / max(1, samples), config.image)
+    with TemporaryDirectory(prefix="tokenmill-plan-") as folder:
+        job = config.model_copy(update={"output": config.output.model_copy(update={"url": folder})})
+        device = device_here()
+        actors = (config.cluster.actor_range or (1, 1))[1]
+        cpus = config.cluster.cpus_per_actor or max(1, len(os.sched_getaffinity(0)) // actors)
+        worker = Worker(job, cpus, device)
+        tokens_per_view = worker.load().tokens_per_view(config.image.view_pixels)
+        fixed = config.model.batch_size
+        measured = worker.measure(probed, fixed if isinstance(fixed, int) else None, config.model.fixed_precision)
+        if measured is None:
+            raise UsageError(f"no image could be read in {', '.join(shard.url for shard in probed)}")
+        worker.start(NO_FINGERPRINT, measured.batch_size, measured.precision)
+        found = _probe(worker, probed, config.cluster.shards_in_flight, Path(folder))
+    if prices is None and config.cluster.price_per_actor_hour is not None:
+        prices = PriceTable(actor_hour={"": config.cluster.price_per_actor_hour})
+    return _forecast(shards, measured, found, actors, tokens_per_view, prices)
 
 
-def _probe(storage: Storage, probed: list[Shard], config: JobConfig) -> tuple[int, int, int]:
-    """Samples that are wanted (unless by their size), bytes of their texts, and of the shards that could be read."""
-    samples = text_bytes = read = 0
-    stored = {config.columns.caption, config.columns.meta}
-    selection = Selection.load(config.select, config.columns.meta, storage)
-    for shard in probed:
-        try:
-            blob = shard.blob()
-            with storage.stream(blob) as stream:
-                for sample in TarReader(stream, url=shard.url, size=blob.size, limits=config.tar):
-                    if selection.verdict(sample.key, sample.members):
-                        continue
-                    samples += 1
-                    text_bytes += sum(len(data) for name, data in sample.members.items() if name in stored)
-            read += blob.size
-        except (ShardError, StorageError):
-            continue  # the run will name it; the forecast rests on the others
-    if not samples:
-        raise UsageError(f"no samples could be read, or none is wanted, in {', '.join(shard.url for shard in probed)}")
-    return samples, text_bytes, read
+def _probe(worker: Worker, probed: Sequence[Shard], in_flight: int, output: Path) -> _Probe:
+    """Tokenize shards as a run does."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    with ThreadPoolExecutor(in_flight) as pool:
+        answers = list(pool.map(worker.tokenize, [Task(shard, 1) for shard in probed]))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    done = [(shard, answer) for shard, answer in zip(probed, answers, strict=True) if isinstance(answer, ShardReport)]
+    rows = sum(report.counts.rows for _, report in done)
+    if not rows:  # the run itself will name the bad ones; the forecast rests on the others
+        why = "; ".join(answer.message for answer in answers if isinstance(answer, Failure))
+        raise UsageError(f"none of the probed shards gave a row: {why or 'no sample is wanted'}")
+    samples = sum(report.counts.samples - report.counts.filtered for _, report in done)
+    return _Probe(
+        counts=Counts(samples, 0, rows, 0),
+        part_bytes=sum(path.stat().st_size for path in output.glob("tokens/*.parquet")),
+        shard_bytes=sum(shard.size or 0 for shard, _ in done),
+        wall=wall,
+        cpu=cpu,
+    )
 
 
 def _forecast(
-    shards: list[Shard],
-    input_bytes: int,
-    images: int,
+    shards: Sequence[Shard],
     measured: Calibration,
-    found: Identity,
+    found: _Probe,
     actors: int,
-    text_bytes: float,
-    image: ImageConfig,
+    tokens_per_view: int,
+    prices: PriceTable | None,
 ) -> Plan:
-    model, decode, rows = measured.model_rate, measured.decode_rate, images * image.views
-    spec = found.spec
-    tokens_per_view = spec.tokens_per_view or image.view_pixels // found.downsample**2
-    row = tokens_per_view * math.log2(spec.codebook_size) / 8 + ROW_BYTES + TEXT_RATIO * text_bytes
+    sizes = [shard.size for shard in shards if shard.size]
+    factor = sum(sizes) / found.shard_bytes
+    rows, rate = round(found.counts.rows * factor), found.counts.rows / found.wall
+    seconds, asked = rows / (rate * actors), requests(sizes)
+    hours, output_bytes = actors * seconds / 3600, round(found.part_bytes * factor)
+    on_cpu = measured.device == "cpu"
     return Plan(
         shards=len(shards),
-        missing=sum(shard.size is None for shard in shards),
-        input_bytes=input_bytes,
-        images=images,
+        missing=len(shards) - sum(shard.size is not None for shard in shards),
+        input_bytes=sum(sizes),
+        images=round(found.counts.samples * factor),
         device=measured.device,
-        model_rate=model,
-        decode_rate=decode,
-        actor_rate=measured.together,
+        model_rate=measured.model_rate,
+        decode_rate=measured.decode_rate,
+        actor_rate=rate,
         actors=actors,
-        seconds=rows / (measured.together * actors),
-        output_bytes=round(rows * row),
-        bottleneck="model" if model < decode else "decode",
+        seconds=seconds,
+        actor_hours=hours,
+        cpu_seconds=found.cpu * factor,
+        output_bytes=output_bytes,
+        bottleneck="model" if measured.model_rate < measured.decode_rate else "decode",
+        cores_per_gpu=None if on_cpu else measured.model_rate * found.cpu / found.counts.rows,
+        requests=asked,
+        requests_per_second=asked / seconds,
+        cost=cost(prices, measured.device, hours, sum(sizes), asked) if prices else None,
+        cost_per_month=output_bytes / 1e9 * prices.gb_month if prices else None,
         tokens=rows * tokens_per_view,
     )

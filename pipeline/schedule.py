@@ -26,56 +26,14 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Self
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import ShardFault
+from pipeline.limits import LimitsConfig
 
 PACES_KEPT = 200  # finished shards whose pace says what is slow
 MIN_PACES = 3  # with fewer nobody knows what is slow
+LOOK_SECONDS = 1.0  # between two looks for slow shards: at the tail all idle actors of a large fleet ask all the time
 MIN_OVERDUE_SECONDS = 5.0  # below that a repetition costs more than it can save
-
-
-class LimitsConfig(BaseModel):
-    """When to try again, when to give up, when to stop."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_attempts: int = Field(3, ge=1, description="failed attempts at a shard before it is quarantined")
-    max_infra_failures: int = Field(20, ge=1, description="failures of store, node or actor that a shard may meet")
-    backoff_seconds: float = Field(
-        1.0, ge=0, description="pause before the second attempt; doubles each time (seconds)"
-    )
-    max_backoff_seconds: float = Field(60.0, ge=0, description="longest pause between two attempts (seconds)")
-    max_reject_fraction: float = Field(
-        0.1, ge=0, le=1, description="stop when more of the samples than this are rejected (fraction)"
-    )
-    stall_seconds: float = Field(
-        300.0, gt=0, description="an attempt that moves no byte and no sample for so long has failed (seconds)"
-    )
-    shard_seconds: float | None = Field(None, gt=0, description="longest time for one attempt; null is none (seconds)")
-    sample_seconds: float = Field(
-        60.0, gt=0, description="in careful attempts: a sample that decodes longer is rejected as crashed (seconds)"
-    )
-    sample_bytes: int = Field(
-        4 << 30, gt=0, description="in careful attempts: memory of the process that decodes a sample (bytes)"
-    )
-    speculate_factor: float = Field(
-        2.0, ge=0, description="idle actors repeat shards that take so many times the usual pace; 0 is never"
-    )
-    drain_seconds: float = Field(
-        60.0, ge=0, description="after Ctrl-C or SIGTERM, how long running shards may take to finish (seconds)"
-    )
-
-    @model_validator(mode="after")
-    def _sample_before_shard(self) -> Self:
-        if self.sample_seconds >= self.stall_seconds:
-            raise ValueError(
-                f"limits.sample_seconds must be below limits.stall_seconds ({self.stall_seconds:g}), so that a sample "
-                f"that hangs is found before its shard is given up, got {self.sample_seconds:g}"
-            )
-        return self
 
 
 class Kind(StrEnum):
@@ -148,19 +106,35 @@ class Schedule:
         shards: id and size in bytes of every shard to do; the largest go first, so that the tail is short.
         limits: budgets and pauses.
         seed: of the jitter.
+        canaries: so many begin before the largest, of the middle size: a fleet waits for them, and they should be like
+            the others.
+        largest_first: False begins them as they come; to measure what the order is worth.
     """
 
-    def __init__(self, shards: Iterable[tuple[str, int]], limits: LimitsConfig, seed: int = 0) -> None:
+    def __init__(
+        self,
+        shards: Iterable[tuple[str, int]],
+        limits: LimitsConfig,
+        seed: int = 0,
+        *,
+        canaries: int = 0,
+        largest_first: bool = True,
+    ) -> None:
         self._entries = {shard: _Entry(size) for shard, size in shards}
-        self._limits = limits
+        self._limits, self._largest_first = limits, largest_first
+        middle = statistics.median_low([entry.size for entry in self._entries.values()] or [0])
+        like = heapq.nsmallest(canaries, self._entries, key=lambda name: (abs(self._entries[name].size - middle), name))
+        self._canaries = frozenset(like)
         self._random = random.Random(seed)  # noqa: S311 - jitter, not cryptography
-        self._ready = [(-entry.size, shard) for shard, entry in self._entries.items()]
+        self._ready = [self._place(shard) for shard in self._entries]
         heapq.heapify(self._ready)
         self._later: list[tuple[float, str]] = []
         self._suspects: deque[str] = deque()
         self._actors: dict[str, _Load] = {}
         self._emptying: str | None = None  # the actor that takes nothing more until it can take a suspect alone
         self._paces: deque[float] = deque(maxlen=PACES_KEPT)  # seconds per byte
+        self._overdue: list[str] = []  # as of the last look
+        self._looked = float("-inf")
         self._quickest = float("inf")  # seconds: what even the smallest shard takes
         self._tally = dict.fromkeys(State, 0) | {State.WAITING: len(self._entries)}
 
@@ -186,9 +160,18 @@ class Schedule:
                 self._emptying = actor
                 return None
         if self._ready:
-            return self._assign(heapq.heappop(self._ready)[1], actor, now)
+            return self._assign(heapq.heappop(self._ready)[-1], actor, now)
         slow = self._slowest(actor, now)
         return self._assign(slow, actor, now) if slow else None
+
+    def by_load(self, actors: Iterable[str]) -> list[str]:
+        """Actors in the order in which they should be asked for: those that hold the fewest bytes first."""
+
+        def held(actor: str) -> int:
+            load = self._actors.get(actor)
+            return sum(self._entries[shard].size for shard in load.shards) if load else 0
+
+        return sorted(actors, key=held)
 
     def stalled(self, now: float) -> list[tuple[Assignment, str]]:
         """The attempts that stopped moving, or run beyond their deadline, each with what is wrong in words."""
@@ -331,7 +314,11 @@ class Schedule:
         if entry.suspect:
             self._suspects.append(shard)
         else:
-            heapq.heappush(self._ready, (-entry.size, shard))
+            heapq.heappush(self._ready, self._place(shard))
+
+    def _place(self, shard: str) -> tuple[bool, int, str]:
+        """In the queue."""
+        return shard not in self._canaries, (-self._entries[shard].size if self._largest_first else 0), shard
 
     def _assign(self, shard: str, actor: str, now: float) -> Assignment:
         entry = self._entries[shard]
@@ -355,19 +342,35 @@ class Schedule:
 
     def _slowest(self, actor: str, now: float) -> str | None:
         """The shard most overdue for its size that runs once, elsewhere, in company; None if none is overdue."""
+        if now - self._looked >= LOOK_SECONDS:
+            self._looked, self._overdue = now, self._find_overdue(now)
+        for shard in self._overdue:
+            if self._runs_alone(self._entries[shard]) not in (None, actor):
+                self._overdue.remove(shard)
+                return shard
+        return None
+
+    def _find_overdue(self, now: float) -> list[str]:
+        """The shards that one attempt holds for longer than is usual, the most overdue first."""
         if not self._limits.speculate_factor or len(self._paces) < MIN_PACES:
-            return None
+            return []
         pace = statistics.median(self._paces)
-        overdue: list[tuple[float, str]] = []
+        found: list[tuple[float, str]] = []
         for shard, entry in self._running_entries():
-            one = next(iter(entry.running.values()))
-            once = entry.state is State.RUNNING and len(entry.running) == 1
-            late = now - one.started > MIN_OVERDUE_SECONDS
-            if once and late and one.actor != actor and not entry.suspect:
-                usual = max(pace * entry.size, self._quickest)
-                overdue.append(((now - one.started) / max(1e-9, usual), shard))
-        times, shard = max(overdue, default=(0.0, ""))
-        return shard if times > self._limits.speculate_factor else None
+            if self._runs_alone(entry) is None or entry.suspect:
+                continue
+            lasted = now - next(iter(entry.running.values())).started
+            times = lasted / max(1e-9, pace * entry.size, self._quickest)
+            if lasted > MIN_OVERDUE_SECONDS and times > self._limits.speculate_factor:
+                found.append((-times, shard))
+        return [shard for _, shard in sorted(found)]
+
+    @staticmethod
+    def _runs_alone(entry: _Entry) -> str | None:
+        """The one actor that works on a shard; None if there are more or none, or the shard is done."""
+        if entry.state is not State.RUNNING or len(entry.running) != 1:
+            return None
+        return next(iter(entry.running.values())).actor
 
     def _running_entries(self) -> list[tuple[str, _Entry]]:
         shards = dict.fromkeys(shard for load in self._actors.values() for shard in sorted(load.shards))
@@ -384,7 +387,7 @@ class Schedule:
             if self._entries[shard].suspect:
                 self._suspects.append(shard)
             else:
-                heapq.heappush(self._ready, (-self._entries[shard].size, shard))
+                heapq.heappush(self._ready, self._place(shard))
 
     def _pause(self, entry: _Entry) -> float:
         failures = entry.task_failures + entry.infra_failures

@@ -31,12 +31,17 @@ class Timeline:
 
     Attributes:
         lanes: threads or devices of one actor that work at a stage.
+        supply: `here` (an actor decodes for itself) or `remote` (a decode actor does) -> seconds in which shards
+            `waited` for pixels, of those that they `lasted`.
+        forecast: `rows` and `seconds` that the run was expected to take when it began.
         price_per_actor_hour: what an actor costs, in the user's currency; None if that is not known.
     """
 
     lanes: Mapping[str, int]
     price_per_actor_hour: float | None = None
     points: list[Point] = field(default_factory=list)
+    forecast: Mapping[str, float] | None = None
+    supply: dict[str, dict[str, float]] = field(default_factory=dict)
     spacing: float = POINT_SECONDS
 
     def add(self, point: Point) -> None:
@@ -47,6 +52,12 @@ class Timeline:
         if len(self.points) > MOST_POINTS:
             self.spacing *= 2
             self.points = self.points[1::2]
+
+    def supplied(self, remote: bool, waited: float, lasted: float) -> None:
+        """A shard is done, which waited for pixels so long (seconds)."""
+        sums = self.supply.setdefault("remote" if remote else "here", {"waited": 0.0, "lasted": 0.0})
+        sums["waited"] += waited
+        sums["lasted"] += lasted
 
     def end(self, point: Point) -> None:
         """Keep the last point, so that the end of a run is in its log, however short it was."""
@@ -60,4 +71,9 @@ class Timeline:
     def to_json(self) -> bytes:
         """As `pipeline.qa.report.throughput` reads it."""
         document = {"schema": 1, "lanes": self.lanes, "points": [asdict(point) for point in self.points]}
-        return json.dumps(document | {"price_per_actor_hour": self.price_per_actor_hour}).encode()
+        document |= {
+            "price_per_actor_hour": self.price_per_actor_hour,
+            "forecast": self.forecast,
+            "supply": self.supply,
+        }
+        return json.dumps(document).encode()

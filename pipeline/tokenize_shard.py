@@ -6,106 +6,43 @@ Everything is bounded: read-ahead by the storage, samples in decoding by `Line.d
 `batches`, rows by the row group. Runs without Ray, on a CPU, in a test.
 """
 
-import threading
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Executor
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.batches import InOrder, encoded
 from pipeline.commit import Outcome, commit
 from pipeline.engine import Engine
-from pipeline.errors import Cancelled, Filtered, Reject
-from pipeline.images import ImageConfig, Prepared, View
-from pipeline.messages import ShardReport
-from pipeline.meter import Meter, Part
-from pipeline.prefetch import ordered_map
+from pipeline.feed import Accounts, Attempt, Feed, Intake, Waited, received, views
+from pipeline.messages import ShardReport, Supply
+from pipeline.meter import Part
 from pipeline.qa.config import QaConfig
 from pipeline.qa.evidence import QaReport, publish_evidence
 from pipeline.qa.inspect import inspect_shard
 from pipeline.qa.networks import Networks
 from pipeline.qa.sampling import Sampler
 from pipeline.scratch import draft_folder
-from pipeline.select import Selection
 from pipeline.shards.manifest import Shard
-from pipeline.shards.tar import Sample, TarLimits, TarReader
-from pipeline.sidecars import Sidecars, read_sidecars
-from pipeline.storage import ByteStream, Storage
-from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter, RejectedSample, Row
+from pipeline.tokens.schema import PartFooter
 from pipeline.tokens.writer import OutputConfig, PartWriter
 from pipeline.urls import join
 
-DECODE_BUDGET = 256 << 20  # bytes of samples, encoded and decoded, between tar and device: two large batches of a GPU
 
+@dataclass(frozen=True, kw_only=True)
+class Line(Intake):
+    """What an actor lends to every shard it works on: the production line, shared by the shards in flight."""
 
-@dataclass(frozen=True)
-class Line:
-    """What an actor lends to every shard it works on: the production line, shared by the shards in flight.
-
-    `decode_budget` bounds one shard's samples between tar and device, encoded and decoded (bytes).
-    """
-
-    storage: Storage
     engine: Engine
-    decoders: Executor
-    meter: Meter
-    image: ImageConfig
-    columns: ColumnsConfig
     output: OutputConfig
     fingerprint: str
-    decode: Callable[[str, Mapping[str, bytes]], Prepared | Reject | Filtered]
-    tar: TarLimits = field(default_factory=TarLimits)
     scratch: Path | None = None
-    decode_budget: int = DECODE_BUDGET
     qa: QaConfig = field(default_factory=QaConfig)
     networks: Networks = field(default_factory=Networks)
-    selection: Selection = field(default_factory=Selection)
 
 
-class Attempt:
-    """One try at a shard, seen from outside: whether it moves, and how to stop it.
-
-    Attributes:
-        moved: grows with every read, sample and batch; only its change means anything.
-        decoding: samples out of the tar, not yet taken from the decode pool.
-        encoding: views out of the decode pool, not yet tokens.
-        stop: set it, and the attempt ends at its next step.
-    """
-
-    def __init__(self) -> None:
-        self.moved = self.decoding = self.encoding = 0
-        self.stop = threading.Event()
-
-    def step(self) -> None:
-        """Something moved.
-
-        Raises:
-            Cancelled: the attempt is no longer wanted.
-        """
-        self.moved += 1
-        if self.stop.is_set():
-            raise Cancelled("another attempt committed this shard")
-
-
-@dataclass(slots=True)
-class _Accounts:
-    """What is counted while a shard goes through."""
-
-    samples: int = 0
-    tokenized: int = 0
-    rows: int = 0
-    rejects: list[RejectedSample] = field(default_factory=list)
-    filtered: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    warnings: Counter[str] = field(default_factory=Counter)
-    filled: set[str] = field(default_factory=set)
-
-    def counts(self) -> Counts:
-        filtered = sum(map(len, self.filtered.values()))
-        return Counts(self.samples, self.tokenized, self.rows, len(self.rejects), filtered)
-
-
-def tokenize_shard(shard: Shard, line: Line, attempt: Attempt | None = None, *, replace: bool = False) -> ShardReport:
+def tokenize_shard(
+    shard: Shard, line: Line, attempt: Attempt | None = None, *, replace: bool = False, feed: Feed | None = None
+) -> ShardReport:
     """Tokenize one shard and publish its part.
 
     Args:
@@ -113,34 +50,39 @@ def tokenize_shard(shard: Shard, line: Line, attempt: Attempt | None = None, *, 
         line: what to do it with.
         attempt: to watch and stop this try from another thread.
         replace: put the part in the place of the one that is there, in one step.
+        feed: fetches and decodes the shard elsewhere; None does it here.
 
     Raises:
         Cancelled: `attempt.stop` was set; nothing was published.
+        FeedFailed: `feed` could not give the shard; nothing was published.
         ShardError: the shard as a whole is bad; nothing was published.
         StorageError: the store failed; whether the part was published is unknown.
         FingerprintMismatch: the part exists already with tokens of another configuration.
     """
-    accounts, attempt = _Accounts(), attempt or Attempt()
+    accounts, attempt = Accounts(), attempt or Attempt()
     with draft_folder(line.scratch) as folder:
         path = folder / f"{shard.id}.parquet"
         sampler = (
             Sampler(line.qa.samples_per_shard, line.engine.spec.codebook_size) if line.qa.samples_per_shard else None
         )
-        footer = _draft(path, shard, line, accounts, attempt, sampler)
+        fed = received(feed(shard), line.meter, accounts, attempt) if feed else views(shard, line, accounts, attempt)
+        begun, waited = time.perf_counter(), Waited(fed)
+        footer = _draft(path, shard, line, accounts, attempt, sampler, waited)
+        supply = Supply(feed is not None, footer.counts.rows, waited.seconds, time.perf_counter() - begun)
         attempt.step()
         qa = _inspected(path, footer, line, sampler) if sampler else None
         attempt.step()  # the store may now use up the time that it has for one request
         outcome = _published(path, footer, line, attempt, replace=replace)
-    return ShardReport(footer.counts, outcome, frozenset(accounts.filled), qa)
+    return ShardReport(footer.counts, outcome, frozenset(accounts.filled), qa, supply)
 
 
 def _draft(
-    path: Path, shard: Shard, line: Line, accounts: _Accounts, attempt: Attempt, sampler: Sampler | None
+    path: Path, shard: Shard, line: Line, accounts: Accounts, attempt: Attempt, sampler: Sampler | None, pixels: Waited
 ) -> PartFooter:
     """Write the whole part to local disk, and check it."""
     with PartWriter(path, line.engine.spec, line.columns, shard.url, line.output) as writer:
         in_order = InOrder()
-        for batch, encoding in encoded(_views(shard, line, accounts, attempt), line.engine):
+        for batch, encoding in encoded(pixels, line.engine):
             tokens = encoding.result().indices()
             attempt.step()
             with line.meter.busy(Part.WRITE):
@@ -183,92 +125,3 @@ def _published(path: Path, footer: PartFooter, line: Line, attempt: Attempt, *, 
             return Outcome.DONE
         overwrite = line.output.allow_overwrite_commit
         return commit(line.storage, path, url, footer, overwrite=overwrite, on_doubt=attempt.step)
-
-
-class _Watched:
-    """A stream whose every read is a sign of life."""
-
-    def __init__(self, stream: ByteStream, attempt: Attempt) -> None:
-        self._stream, self._attempt = stream, attempt
-
-    def read(self, size: int, /) -> bytes:
-        self._attempt.step()
-        return self._stream.read(size)
-
-
-def _views(shard: Shard, line: Line, accounts: _Accounts, attempt: Attempt) -> Iterator[tuple[Row, View]]:
-    """Every view of every good sample, in tar order; bad and unwanted samples go to the accounts."""
-    blob = shard.blob()
-    with line.storage.stream(blob) as stream:
-        reader = TarReader(_Watched(stream, attempt), url=shard.url, size=blob.size, limits=line.tar)
-        work = ordered_map(
-            line.decoders,
-            lambda sample: _prepare(sample, line),
-            _fetched(reader, line.meter, attempt),
-            weigh=lambda sample: _weight(sample, line.image),
-            budget=line.decode_budget,
-        )
-        for sample, prepared in work:
-            attempt.step()
-            attempt.decoding -= 1
-            accounts.samples += 1
-            line.meter.count(samples=1)
-            if isinstance(prepared, Reject):
-                line.meter.reject(prepared.reason)
-                accounts.rejects.append(RejectedSample(_key(sample), sample.index, prepared))
-                continue
-            if isinstance(prepared, Filtered):
-                accounts.filtered[prepared.rule].append(sample.index)
-                continue
-            accounts.tokenized += 1
-            sidecars = read_sidecars(sample.members, line.columns, accounts.warnings)
-            accounts.filled |= sidecars.filled(line.columns)
-            attempt.encoding += len(prepared.views)
-            yield from ((_row(sample, prepared, view, sidecars), view) for view in prepared.views)
-        accounts.warnings.update(reader.stats.warnings)
-        accounts.warnings.update({f"skipped_{kind}": count for kind, count in reader.stats.skipped.items()})
-
-
-def _fetched(reader: TarReader, meter: Meter, attempt: Attempt) -> Iterator[Sample]:
-    """The samples of the tar, with the time to get at them counted."""
-    samples, seen = iter(reader), 0
-    while True:
-        with meter.busy(Part.FETCH):
-            sample = next(samples, None)
-        meter.count(bytes_read=reader.stats.bytes_read - seen)
-        seen = reader.stats.bytes_read
-        if sample is None:
-            return
-        attempt.decoding += 1
-        yield sample
-
-
-def _prepare(sample: Sample, line: Line) -> Prepared | Reject | Filtered:
-    key = _key(sample)
-    with line.meter.busy(Part.DECODE):
-        return line.selection.verdict(key, sample.members) or line.decode(key, sample.members)
-
-
-def _weight(sample: Sample, image: ImageConfig) -> int:
-    return sum(map(len, sample.members.values())) + image.views * 3 * image.view_pixels
-
-
-def _row(sample: Sample, prepared: Prepared, view: View, sidecars: Sidecars) -> Row:
-    return Row(
-        key=_key(sample),
-        sample_index=sample.index,
-        view=view.index,
-        height=prepared.height,
-        width=prepared.width,
-        crop=view.crop,
-        flip=view.flip,
-        caption=sidecars.caption,
-        label=sidecars.label,
-        meta=sidecars.meta,
-        fields=sidecars.fields,
-    )
-
-
-def _key(sample: Sample) -> str:
-    """The key as valid UTF-8: bytes that are not are spelled `\\xff`, as neither Parquet nor JSON could hold them."""
-    return sample.key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

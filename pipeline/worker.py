@@ -25,6 +25,7 @@ from pipeline.config import JobConfig
 from pipeline.encoding import Precision, ValueRange, candidates, choose
 from pipeline.engine import Engine, Images
 from pipeline.errors import Cancelled, ModelError, Reject, ShardError, ShardFault, StorageError, UsageError
+from pipeline.feed import DECODE_BUDGET, Attempt, Feed, FeedFailed
 from pipeline.images import ImageConfig, configure_pillow, find_image, prepare, resampler
 from pipeline.isolation import IsolatedDecoder, prepare_sample
 from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, Task
@@ -37,11 +38,12 @@ from pipeline.select import Selection
 from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import TarReader
 from pipeline.storage import Storage
-from pipeline.tokenize_shard import DECODE_BUDGET, Attempt, Line, tokenize_shard
+from pipeline.tokenize_shard import Line, tokenize_shard
 from pipeline.tokenizers import load_tokenizer
 from pipeline.tokens.writer import PartDamaged
 
 CALIBRATION_IMAGES = 32
+COUNTED_SAMPLES = 256  # whose mean size says how many samples a shard has, within some percent
 CPU_BUDGET = 16 << 20  # bytes of one shard between tar and model for each core: on a CPU nothing waits for more
 NO_IMAGES: Images = np.empty((0, 0, 0, 3), np.uint8)
 SWITCH_SECONDS = 5e-5  # at Python's default of 5 ms a busy thread cuts the decode threads to a quarter of their speed
@@ -138,7 +140,7 @@ class Worker:
             None if the shards give no image.
         """
         engine, config = self._loaded(), self._job.model
-        files = self._sample(shards)
+        files, bytes_per_sample = self._sample(shards)
         start = time.perf_counter()
         images = self._views(files, self._job.image)
         decode_rate = len(files) * self._job.image.views / max(1e-9, time.perf_counter() - start)
@@ -162,6 +164,7 @@ class Worker:
             trials=tuple(trials),
             precision=chosen,
             decode_agreement=self._decode_agreement(files, images),
+            bytes_per_sample=bytes_per_sample,
         )
 
     def start(self, fingerprint: str, batch_size: int, precision: Precision) -> float | None:
@@ -196,21 +199,23 @@ class Worker:
         )
         return min(golden_agreement(engine, self._golden), self._golden_of_model) if self._golden else None
 
-    def tokenize(self, task: Task) -> ShardReport | Failure:
-        """One attempt at one shard."""
+    def tokenize(self, task: Task, feed: Feed | None = None) -> ShardReport | Failure:
+        """One attempt at one shard; `feed` fetches and decodes it elsewhere."""
         line = self.line
         key = task.shard.id, task.attempt
         attempt = self._attempts[key] = Attempt()
         try:
             if not task.careful:
-                return tokenize_shard(task.shard, line, attempt, replace=task.replace)
+                return tokenize_shard(task.shard, line, attempt, replace=task.replace, feed=feed)
             limits = self._job.limits
             job = self._job
             isolated = IsolatedDecoder(job.image, job.seed, job.select, limits.sample_seconds, limits.sample_bytes)
             with closing(isolated) as decode:
                 return tokenize_shard(task.shard, replace(line, decode=decode), attempt, replace=task.replace)
+        except FeedFailed as error:
+            return error.failure
         except Exception as error:  # noqa: BLE001 - whose fault it is, the driver decides from the value
-            return _failure(task.shard, error)
+            return failure_of(task.shard, error)
         finally:
             del self._attempts[key]
 
@@ -253,20 +258,23 @@ class Worker:
         assert self._engine is not None, "load() comes first"
         return self._engine
 
-    def _sample(self, shards: list[Shard]) -> list[bytes]:
-        """Some real images of the first shard that has one which can be shown: files."""
+    def _sample(self, shards: list[Shard]) -> tuple[list[bytes], float]:
+        """Real images of the first shard with one that can be shown: files; and how many bytes a sample of it takes."""
         for shard in shards:
             try:
                 blob = shard.blob()
                 with self._storage.stream(blob) as stream:
                     reader = TarReader(stream, url=shard.url, size=blob.size, limits=self._job.tar)
-                    found = [find_image(s.members) for s in islice(reader, max(CALIBRATION_IMAGES, 8 * self._cpus))]
+                    samples = iter(reader)
+                    found = [find_image(s.members) for s in islice(samples, max(CALIBRATION_IMAGES, 8 * self._cpus))]
+                    seen = len(found) + sum(1 for _ in islice(samples, max(0, COUNTED_SAMPLES - len(found))))
+                    bytes_per_sample = reader.stats.bytes_read / max(1, seen)
             except (ShardError, StorageError):
                 continue  # the run itself will report it
             files = [image for image in found if not isinstance(image, Reject)]
             if any(not isinstance(prepare(file, self._job.image), Reject) for file in files):
-                return files
-        return []
+                return files, bytes_per_sample
+        return [], 0.0
 
     def _views(self, files: list[bytes], image: ImageConfig) -> Images:
         """The views of those files that can be shown, of the shape that most of them have: [n, height, width, 3]."""
@@ -309,7 +317,7 @@ _FAULTS: tuple[tuple[type[Exception], Kind, str], ...] = (
 )
 
 
-def _failure(shard: Shard, error: Exception) -> Failure:
+def failure_of(shard: Shard, error: Exception) -> Failure:
     """Whose fault an exception is."""
     if isinstance(error, ShardError):
         return Failure(Kind.TASK, error.reason.value, str(error))

@@ -6,11 +6,12 @@ import pytest
 
 from pipeline.commit import Outcome
 from pipeline.encoding import Precision
+from pipeline.limits import LimitsConfig
 from pipeline.messages import Calibration, ShardReport
 from pipeline.meter import Reading, bound
 from pipeline.monitor import ExitCode, Monitor, Rates, verdict
 from pipeline.progress import Plain, clock
-from pipeline.schedule import LimitsConfig, Schedule
+from pipeline.schedule import Schedule
 from pipeline.timeline import Point
 from pipeline.tokens.schema import ColumnsConfig, Counts
 

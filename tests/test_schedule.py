@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.schedule import Assignment, Failure, Kind, LimitsConfig, Schedule, State
+from pipeline.limits import LimitsConfig
+from pipeline.schedule import Assignment, Failure, Kind, Schedule, State
 
 LIMITS = LimitsConfig(max_attempts=3, max_infra_failures=4, backoff_seconds=1.0, stall_seconds=100, sample_seconds=50)
 BAD = Failure(Kind.TASK, "truncated", "cut")
@@ -27,6 +28,19 @@ def test_largest_shards_first() -> None:
     plan = schedule(10, 30, 20)
     assert [take(plan, "a").shard for _ in range(3)] == ["s1", "s2", "s0"]
     assert plan.next("a", 0.0) is None
+
+
+def test_canaries_of_the_middle_size_before_the_largest() -> None:
+    sizes = {"s0": 10, "s1": 30, "s2": 20, "s3": 40, "s4": 50}
+    plan = Schedule(sizes.items(), LIMITS, canaries=1)
+    assert [take(plan, "a").shard for _ in range(5)] == ["s1", "s4", "s3", "s2", "s0"]
+
+
+def test_actors_with_the_fewest_bytes_are_asked_first() -> None:
+    plan = schedule(10, 30, 20)
+    for actor in "abc":
+        take(plan, actor)  # a: 30, b: 20, c: 10
+    assert plan.by_load(["a", "b", "c", "new"]) == ["new", "c", "b", "a"]
 
 
 def test_task_failures_until_quarantine() -> None:

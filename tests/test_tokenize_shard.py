@@ -10,11 +10,12 @@ from PIL import Image
 
 from pipeline.commit import Outcome
 from pipeline.errors import FingerprintMismatch, ShardError, ShardFault, StorageError
+from pipeline.feed import Attempt
 from pipeline.images import ImageConfig, find_image, prepare
 from pipeline.model import VQModel
 from pipeline.shards.manifest import Shard, freeze
 from pipeline.storage import Storage
-from pipeline.tokenize_shard import Attempt, tokenize_shard
+from pipeline.tokenize_shard import tokenize_shard
 from pipeline.tokens.reader import read_footer
 from tests.support.corpora import sample, write_shard
 from tests.support.lines import production_line

@@ -76,16 +76,17 @@ class Gates:
         self.judged = 0
 
     @property
-    def _canaries(self) -> int:
+    def canaries(self) -> int:
+        """Shards that are judged before any other begins."""
         return self._config.canary_shards if self._config.samples_per_shard else 0
 
     def holds_back(self, running: int) -> bool:
         """Whether the next shard must wait, as the canaries are not judged yet and `running` shards are under way."""
-        return self.judged < self._canaries <= self.judged + running
+        return self.judged < self.canaries <= self.judged + running
 
     def actors(self, most: int) -> int:
         """How many of `most` actors may start: the rest of a fleet would only be paid for waiting for the canaries."""
-        return min(most, max(VANGUARD, self._canaries)) if self.judged < self._canaries else most
+        return min(most, max(VANGUARD, self.canaries)) if self.judged < self.canaries else most
 
     def golden(self, actor: str, agreement: float, accepted: float = 1.0) -> list[Finding]:
         """Judge a device.

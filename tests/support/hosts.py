@@ -18,7 +18,7 @@ import psutil
 from tests.support.commands import actors_of, environment, wait_until
 from tests.support.servers import Host, free_ports
 
-HEAD, STORE, WORKERS = "head", "store", ("worker-1", "worker-2")
+HEAD, STORE, WORKERS, SPARE = "head", "store", ("worker-1", "worker-2"), "worker-3"
 START_SECONDS = 60
 # A host that cannot be reached is given up after about 4 s instead of 64.
 NOTICE_SOON = {
@@ -154,7 +154,7 @@ class Hosts:
 class Namespaces(Hosts):
     """Each host in a network namespace with two links. Nothing is added to the machine's own namespace."""
 
-    _names = (STORE, HEAD, *WORKERS)
+    _names = (STORE, HEAD, *WORKERS, SPARE)
 
     def __init__(self, folder: Path, **env: str) -> None:
         self._mark = f"mill-{os.getpid()}"

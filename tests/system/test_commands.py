@@ -1,5 +1,6 @@
 """The other commands, and what a terminal shows."""
 
+import json
 import os
 import pty
 import re
@@ -21,22 +22,50 @@ pytestmark = pytest.mark.system
 def test_plan_forecasts_images_and_bytes_and_changes_nothing(case: Case, tmp_path: Path) -> None:
     before = sorted(path.name for path in case.shards.iterdir())
     arguments = ["--shards", case.shards, "--model", case.model, "--set", "image.size=64", "--probes", 2]
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("{currency: EUR, actor_hour: {cpu: 3.6}, thousand_requests: 0.0004}")
+    arguments += ["--prices", prices]
     result = tokenmill("plan", *arguments, "--json")
     assert result.returncode == 0, result.stderr
+    assert "cost        " in result.stdout
     found = last_json(result)
-    assert found["images"] == pytest.approx(SHARDS * SAMPLES, rel=0.1)
+    assert found["cost"] == pytest.approx(3.6 * found["actor_hours"] + 0.0004 * found["requests"] / 1000)
+    assert found["requests"] == 3 * SHARDS
+    assert found["images"] == pytest.approx(SHARDS * SAMPLES, rel=0.15)
     size = sum(path.stat().st_size for path in case.output.glob("tokens/*"))
-    assert found["output_bytes"] == pytest.approx(size, rel=0.35)
+    assert found["output_bytes"] == pytest.approx(size, rel=0.15)
     assert found["bottleneck"] in ("model", "decode")
     assert found["seconds"] == pytest.approx(found["images"] / found["actor_rate"])
     assert sorted(path.name for path in case.shards.iterdir()) == before
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [prices]
+
+
+def test_report_has_the_forecast_of_a_run_beside_what_came(case: Case) -> None:
+    [run] = json.loads((case.output / "report" / "report.json").read_text())["runs"]
+    speed = run["speed"]
+    assert speed["rows"] == SHARDS * SAMPLES
+    assert speed["expected_rows"] == pytest.approx(SHARDS * SAMPLES, rel=0.15)
+    assert speed["expected_seconds"] > 0
 
 
 def test_status_tells_what_the_store_holds(case: Case) -> None:
     found = last_json(tokenmill("status", case.output, "--json"))
     assert found["shards"] == {"total": SHARDS, "committed": SHARDS, "quarantined": 0}
     assert (found["samples"], found["rows"], found["success"]) == (SHARDS * SAMPLES, SHARDS * SAMPLES, True)
+
+
+def test_status_that_watches_ends_when_the_run_is_complete(case: Case, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    shutil.copytree(case.output, output)
+    (output / "_SUCCESS").unlink()
+    command = [sys.executable, "-m", "jobs", "status", str(output), "--watch", "--every", "0.1", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment()) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["success"] is False
+        (output / "_SUCCESS").touch()
+        lines = process.stdout.read().splitlines()
+    assert process.returncode == 0
+    assert json.loads(lines[-1])["success"] is True
 
 
 def test_terminal_shows_progress_in_place(case: Case, tmp_path: Path) -> None:

@@ -115,6 +115,9 @@ class Speed:
         device: what they are.
         price: of an actor (the user's currency per hour), None if the user did not tell.
         cost: of the actor-hours, likewise.
+        expected_seconds, expected_rows: the run's own forecast; None if it made none.
+        rows: made.
+        waits: share of their time that shards waited for pixels, by who decoded: `here` or `remote`.
     """
 
     seconds: float
@@ -126,6 +129,10 @@ class Speed:
     device: str
     price: float | None
     cost: float | None
+    expected_seconds: float | None
+    expected_rows: int | None
+    rows: int
+    waits: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +327,10 @@ def _speed(run: Run) -> Speed | None:
         device=str((run.job.get("calibration") or {}).get("device", "")),
         price=price,
         cost=None if price is None else hours * price,
+        expected_seconds=log.forecast.seconds if log.forecast else None,
+        expected_rows=log.forecast.rows if log.forecast else None,
+        rows=log.points[-1].images,
+        waits={where: one.waited / one.lasted for where, one in log.supply.items() if one.lasted},
     )
 
 

@@ -6,7 +6,9 @@ point is a sum since the start, over all actors; `lanes` are those of one actor:
     {"schema": 1,
      "lanes": {"fetch": 2, "decode": 4, "encode": 1, "write": 2, "publish": 2},
      "points": [{"seconds": 30.0, "images": 4100, "actors": 1, "busy": {"fetch": 3.0, "decode": 96.1, "encode": 28.8}}],
-     "price_per_actor_hour": null}
+     "price_per_actor_hour": null,
+     "forecast": {"rows": 4000, "seconds": 29.0},
+     "supply": {"here": {"waited": 20.0, "lasted": 25.0}, "remote": {"waited": 3.0, "lasted": 24.0}}}
 """
 
 from itertools import pairwise
@@ -36,6 +38,24 @@ class Point(BaseModel):
     busy: dict[str, Number] = Field(description="seconds of work by stage since then, summed over its lanes (s)")
 
 
+class Expected(BaseModel):
+    """What the run was expected to take when it began."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int = Field(ge=0, description="views tokenized")
+    seconds: Number = Field(description="wall time without start-up (s)")
+
+
+class Waits(BaseModel):
+    """How long shards waited for pixels."""
+
+    model_config = ConfigDict(frozen=True)
+
+    waited: Number = Field(description="for the next image (s)")
+    lasted: Number = Field(description="from the first byte to the last row (s)")
+
+
 class Throughput(BaseModel):
     """A run's counters over time."""
 
@@ -46,6 +66,12 @@ class Throughput(BaseModel):
     points: list[Point] = Field(max_length=10_000, description="later ones last")
     price_per_actor_hour: Number | None = Field(
         None, description="what an actor costs (user's currency/h), null if not known"
+    )
+
+    forecast: Expected | None = Field(None, description="null if nothing was measured at the start")
+
+    supply: dict[Literal["here", "remote"], Waits] = Field(
+        default_factory=dict, description="shards decoded by their own actors, and by decode actors"
     )
 
     @field_validator("points")

@@ -1,0 +1,133 @@
+"""Decode actors on a real Ray: the same bytes, a death that costs one attempt, and how far ahead they may run."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from pipeline import cluster, driver, feeders
+from pipeline.config import JobConfig, resolve
+from pipeline.feeders import Feeders
+from pipeline.monitor import ExitCode
+from pipeline.shards.manifest import freeze
+from pipeline.storage import Storage
+from tests.support.commands import parts
+from tests.support.corpora import write_corpus
+from tests.system.test_driver import Notes
+
+pytestmark = pytest.mark.system
+SHARDS, SAMPLES = 4, 40
+PATIENCE_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def one_ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode actors are ready before the first shard begins: these shards would be done before."""
+    recruit = Feeders.recruit
+
+    def recruited(self: Feeders) -> None:
+        recruit(self)
+        ray.wait(list(self._starting), num_returns=len(self._starting), timeout=PATIENCE_SECONDS)
+
+    monkeypatch.setattr(Feeders, "recruit", recruited)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), shards=SHARDS, samples=SAMPLES)
+
+
+def job(corpus: Path, model: Path, output: Path, decode_actors: int) -> JobConfig:
+    settings = [
+        "image.size=32",
+        "cluster.actors=1",
+        "cluster.cpus_per_actor=1",
+        f"cluster.decode_actors={decode_actors}",
+        "limits.backoff_seconds=0.05",
+        "qa.max_divergence=null",  # colours by lot, shard by shard, and an untrained model
+        "qa.min_psnr=null",
+    ]
+    flags = {"shards": [str(corpus)], "model": str(model), "output": str(output)}
+    return resolve(settings=settings, flags=flags, environment={})
+
+
+class Dying(cluster.RemoteDecoder):
+    """A decode actor that dies once, in the middle of a shard."""
+
+    def __init__(self, config: JobConfig, cpus: int) -> None:
+        super().__init__(config, cpus)
+        self._mark = Path(config.output.url.removeprefix("file://")).parent / "died"
+
+    def feed(self, *arguments: object) -> Iterator[Any]:
+        for one in super().feed(*arguments):
+            yield one
+            if not self._mark.exists():
+                self._mark.touch()
+                os._exit(1)
+
+
+def test_decode_actors_give_the_same_bytes(one_ray: None, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    for actors in (0, 1):
+        result = driver.run(job(corpus, tiny_model, tmp_path / str(actors), actors))
+        assert result.exit_code is ExitCode.OK
+    assert parts(tmp_path / "0") == parts(tmp_path / "1")
+    supply = [json.loads((tmp_path / name / "report" / "events.json").read_text())["supply"] for name in "01"]
+    assert list(supply[0]) == ["here"]
+    assert "remote" in supply[1]
+
+
+def test_decode_actor_that_dies_costs_one_attempt(
+    one_ray: None, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeders, "RemoteDecoder", Dying)
+    notes = Notes()
+    result = driver.run(job(corpus, tiny_model, tmp_path / "out", 1), notes)
+    assert result.exit_code is ExitCode.OK
+    assert (tmp_path / "died").exists()
+    assert sum("will be tried again" in line and "decode actor was lost" in line for line in notes.lines) == 1
+    assert result.summary["rows"] == SHARDS * SAMPLES
+
+
+def test_producer_waits_for_its_consumer(one_ray: None, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    config = job(corpus, tiny_model, tmp_path, 1)
+    (shard, *_) = freeze(Storage(), config.shards)
+    decoder = ray.remote(Counting).options(max_concurrency=2).remote()
+    stream = cluster._stream(decoder, shard, "")
+    for taken in range(1, 6):
+        assert next(stream) == taken - 1
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (made := ray.get(decoder.made.remote())) < taken + cluster.CHUNKS_AHEAD - 1:
+            assert time.monotonic() < deadline
+        assert made <= taken + cluster.CHUNKS_AHEAD + 1
+    ray.kill(decoder)
+    (failure,) = list(stream)[-1:]
+    assert (failure.kind.value, failure.reason) == ("infra", "decode_actor")
+
+
+class Counting:
+    """A decode actor that makes numbers, and says how many."""
+
+    def __init__(self) -> None:
+        self._made, self._lock = 0, threading.Lock()
+
+    def feed(self, _shard: object, _resampled_by: str) -> Iterator[int]:
+        for number in range(1000):
+            with self._lock:
+                self._made = number + 1
+            yield number
+
+    def made(self) -> int:
+        return self._made
