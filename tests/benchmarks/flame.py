@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.flame OUT.svg [IMAGES] [SIZE]        500 images at 256 pixels if not given
 
-Needs py-spy. Only threads that compute are in it. Made for a browser, which shows a name and its share wherever the mouse
+Needs py-spy. Only threads that compute are in it. Made for a browser: it shows a name and its share where the mouse
 points.
 """
 
