@@ -12,7 +12,7 @@ LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --extra gcs --extra azure -
 	--python-platform linux -c constraints.txt --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
 .PHONY: setup demo test lint unit whole system chaos-short chaos scale bench-streaming bench-qa bench-readers bench-decode \
-	fuzz slurm lock audit clean
+	bench-peers bench-flame fuzz slurm lock audit clean
 
 setup: $(READY)
 
@@ -99,6 +99,14 @@ bench-scaling: setup
 
 bench-decode: setup
 	$(BIN)/python -m tests.benchmarks.decode
+
+# `tokenmill run` beside Ray Data and a plain script, in turn; and where the time of a run goes. Both want an idle machine.
+bench-peers: setup
+	$(BIN)/python -m tests.benchmarks.peers.contest
+
+bench-flame: setup
+	$(PIP) py-spy
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.benchmarks.flame docs/flame.svg
 
 # Coverage-guided fuzzing of the tar reader and the decode chain; what it finds lies in .fuzz/.
 fuzz: setup
