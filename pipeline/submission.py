@@ -20,7 +20,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from pipeline.errors import RunFailed, UsageError
 
 WAIT_SECONDS = 2.0  # between two looks at a job
-START_SECONDS = 120.0  # a cluster that has just begun answers before it can take jobs
+START_SECONDS = 300.0  # a cluster that has just begun answers before it can take jobs
 PATIENCE_SECONDS = 600.0  # a head that does not answer for so long is given up; the job itself is not
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY|CONNECTION_STRING|SAS", re.IGNORECASE)
 CODE = ("pipeline", "jobs")  # the packages that `upload_code` sends

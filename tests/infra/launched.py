@@ -67,10 +67,11 @@ def _running(command: str, log: Path, env: dict[str, str]) -> Iterator[None]:
     with log.open("w") as sink:
         node = subprocess.Popen(["bash", "-c", f"exec env {command}"], stdout=sink, stderr=sink, text=True, env=env)
     try:
-        wait_until(lambda: "Ray runtime started" in log.read_text(), node)
+        wait_until(lambda: "Ray runtime started" in log.read_text() or node.poll() is not None, node)
+        assert node.poll() is None, log.read_text()[-3000:]
         yield
     finally:
-        family = psutil.Process(node.pid).children(recursive=True)
+        family = psutil.Process(node.pid).children(recursive=True) if node.poll() is None else []
         for process in (node, *family):  # asked politely, a raylet drains for half a minute
             process.kill()
         node.wait()
