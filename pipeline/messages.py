@@ -51,7 +51,7 @@ class Calibration:
         trials: the precisions that were tried, the chosen one among them.
         precision: the chosen one.
         decode_agreement: fraction of tokens equal to those of `image.decode: exact`.
-        bytes_per_sample: of the shard that was read; 0 if it gave no sample.
+        bytes_per_sample: of the first shards; 0 if they gave no sample.
     """
 
     device: str

@@ -44,6 +44,7 @@ from pipeline.tokens.writer import PartDamaged
 
 CALIBRATION_IMAGES = 32
 COUNTED_SAMPLES = 256  # whose mean size says how many samples a shard has, within some percent
+COUNTED_BYTES = 16 << 20  # likewise: the stream is read in blocks, up to one more than the samples take
 CPU_BUDGET = 16 << 20  # bytes of one shard between tar and model for each core: on a CPU nothing waits for more
 NO_IMAGES: Images = np.empty((0, 0, 0, 3), np.uint8)
 SWITCH_SECONDS = 5e-5  # at Python's default of 5 ms a busy thread cuts the decode threads to a quarter of their speed
@@ -140,7 +141,7 @@ class Worker:
             None if the shards give no image.
         """
         engine, config = self._loaded(), self._job.model
-        files, bytes_per_sample = self._sample(shards)
+        files = self._sample(shards)
         start = time.perf_counter()
         images = self._views(files, self._job.image)
         decode_rate = len(files) * self._job.image.views / max(1e-9, time.perf_counter() - start)
@@ -164,7 +165,7 @@ class Worker:
             trials=tuple(trials),
             precision=chosen,
             decode_agreement=self._decode_agreement(files, images),
-            bytes_per_sample=bytes_per_sample,
+            bytes_per_sample=self._bytes_per_sample(shards),
         )
 
     def start(self, fingerprint: str, batch_size: int, precision: Precision) -> float | None:
@@ -258,23 +259,37 @@ class Worker:
         assert self._engine is not None, "load() comes first"
         return self._engine
 
-    def _sample(self, shards: list[Shard]) -> tuple[list[bytes], float]:
-        """Real images of the first shard with one that can be shown: files; and how many bytes a sample of it takes."""
+    def _sample(self, shards: list[Shard]) -> list[bytes]:
+        """Some real images of the first shard that has one which can be shown: files."""
         for shard in shards:
             try:
                 blob = shard.blob()
                 with self._storage.stream(blob) as stream:
                     reader = TarReader(stream, url=shard.url, size=blob.size, limits=self._job.tar)
-                    samples = iter(reader)
-                    found = [find_image(s.members) for s in islice(samples, max(CALIBRATION_IMAGES, 8 * self._cpus))]
-                    seen = len(found) + sum(1 for _ in islice(samples, max(0, COUNTED_SAMPLES - len(found))))
-                    bytes_per_sample = reader.stats.bytes_read / max(1, seen)
+                    found = [find_image(s.members) for s in islice(reader, max(CALIBRATION_IMAGES, 8 * self._cpus))]
             except (ShardError, StorageError):
                 continue  # the run itself will report it
             files = [image for image in found if not isinstance(image, Reject)]
             if any(not isinstance(prepare(file, self._job.image), Reject) for file in files):
-                return files, bytes_per_sample
-        return [], 0.0
+                return files
+        return []
+
+    def _bytes_per_sample(self, shards: list[Shard]) -> float:
+        """Of the first samples; of several whole shards if they are small, as shards differ."""
+        samples = read = 0
+        for shard in shards:
+            with suppress(ShardError, StorageError):  # the run itself will report it
+                blob = shard.blob()
+                with self._storage.stream(blob) as stream:
+                    reader = TarReader(stream, url=shard.url, size=blob.size, limits=self._job.tar)
+                    counted = 0
+                    for counted, _ in enumerate(reader, 1):
+                        if counted >= COUNTED_SAMPLES and reader.stats.bytes_read >= COUNTED_BYTES:
+                            break
+                    samples, read = samples + counted, read + reader.stats.bytes_read
+            if samples >= COUNTED_SAMPLES:
+                break
+        return read / samples if samples else 0.0
 
     def _views(self, files: list[bytes], image: ImageConfig) -> Images:
         """The views of those files that can be shown, of the shape that most of them have: [n, height, width, 3]."""
