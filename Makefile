@@ -41,12 +41,16 @@ $(AZURITE): $(READY)
 	npm install --prefix .venv/node --silent --no-audit --no-fund --omit=dev --ignore-scripts azurite@3.35.0
 	@touch $@
 
-.PHONY: packages
+.PHONY: packages slurm-packages
 packages:
-	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && command -v promtool >/dev/null && command -v sbatch >/dev/null && \
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && command -v promtool >/dev/null && \
 		command -v docker-compose >/dev/null && test -x /usr/sbin/ip -o -x /sbin/ip || \
 		(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver iproute2 \
-		prometheus slurmctld slurmd slurm-client docker-compose >/dev/null)
+		prometheus docker-compose >/dev/null)
+
+slurm-packages:
+	@command -v sbatch >/dev/null || (apt-get update -qq && \
+		apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client >/dev/null)
 
 # Whole commands and servers, undisturbed and disturbed. The long ones are the first in the order of collection.
 whole: setup packages $(AZURITE)
@@ -58,12 +62,12 @@ system: setup packages $(AZURITE)
 chaos-short: setup packages
 	$(PYTEST) -n 2 --dist loadfile -m "chaos and not thorough"
 
-# A batch job over two nodes of a real Slurm on this machine; the tests have it on one.
-slurm: setup packages
+# A batch job over two nodes of a real Slurm on this machine.
+slurm: setup slurm-packages
 	SLURM_NODES=2 $(PYTEST) tests/system/test_slurm.py
 
 # Heavier than CI: kills by the hundred, full disks, poison, hosts that vanish; and the driver at 100,000 shards.
-chaos: setup packages $(AZURITE)
+chaos: setup packages slurm-packages $(AZURITE)
 	CHAOS=full $(PYTEST) -m "chaos or thorough"
 	CHAOS=full $(PYTEST) tests/system/test_store_faults.py
 

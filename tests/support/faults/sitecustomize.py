@@ -144,8 +144,11 @@ def _patch_attempt(module: ModuleType) -> None:
         return tokenize(shard, *args, **kwargs)
 
     module.tokenize_shard = known
-    _around(module, "TarReader", after="opened")
     _around(module, "commit", before="before_publish", after="published")
+
+
+def _patch_feed(module: ModuleType) -> None:
+    _around(module, "TarReader", after="opened")
 
 
 def _patch_writer(module: ModuleType) -> None:
@@ -212,6 +215,7 @@ def _patch_members(module: ModuleType) -> None:
 
 PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "pipeline.tokenize_shard": _patch_attempt,
+    "pipeline.feed": _patch_feed,
     "pipeline.tokens.writer": _patch_writer,
     "pipeline.engine": _patch_engine,
     "pipeline.worker": _patch_worker,
