@@ -7,13 +7,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 
 START_SECONDS = 60
 
@@ -190,14 +190,21 @@ def cutting_proxy(endpoint: str, *, after: int, times: int) -> Iterator[Cutter]:
     host, _, port = endpoint.removeprefix("http://").partition(":")
     open_sockets: list[socket.socket] = []
 
+    guard = Lock()
+
+    def cut() -> bool:
+        with guard:  # answers to several connections reach the limit at the same moment
+            granted = state.cuts < times
+            state.cuts += granted
+            return granted
+
     class Handler(BaseRequestHandler):
         def handle(self) -> None:
             with socket.create_connection((host, int(port))) as server:
                 open_sockets.extend((self.request, server))
                 questions = Thread(target=_pump, args=(self.request, server))
                 questions.start()
-                if _pump(server, self.request, limit=after if state.cuts < times else None):
-                    state.cuts += 1
+                _pump(server, self.request, may_go_on=lambda passed: passed <= after or not cut())
                 _hang_up(self.request, server)
                 questions.join()
 
@@ -213,16 +220,15 @@ def cutting_proxy(endpoint: str, *, after: int, times: int) -> Iterator[Cutter]:
             thread.join()
 
 
-def _pump(source: socket.socket, sink: socket.socket, *, limit: int | None = None) -> bool:
-    """Pass bytes on until one end closes or `limit` is reached; whether it was the limit."""
+def _pump(source: socket.socket, sink: socket.socket, may_go_on: Callable[[int], bool] = lambda _passed: True) -> None:
+    """Pass bytes on until one end closes or, asked with the number of bytes so far, `may_go_on` says no."""
     passed = 0
     with suppress(OSError):  # the other direction has hung up
         while data := source.recv(1 << 16):
             passed += len(data)
-            if limit is not None and passed > limit:
-                return True
+            if not may_go_on(passed):
+                return
             sink.sendall(data)
-    return False
 
 
 def _hang_up(*sockets: socket.socket) -> None:
