@@ -29,7 +29,7 @@ from tests.support.corpora import sample, write_shard
 from tests.support.faults import Fault, Faults
 from tests.support.servers import free_ports, process
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.thorough]
 MONITORING = ROOT / "infra" / "monitoring"
 STRETCH = 0.1  # seconds a sample, so that several scrapes see the run
 SOON = {"15s": "1s", "> 300": "> 4"}  # our rules at the pace of a test
