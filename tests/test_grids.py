@@ -14,13 +14,12 @@ from pipeline.batches import Batch, InOrder
 from pipeline.config import resolve
 from pipeline.encoding import Precision
 from pipeline.engine import Engine
-from pipeline.errors import ModelError, UsageError
+from pipeline.errors import ModelError
 from pipeline.images import ImageConfig, prepare
 from pipeline.model import VQModel
 from pipeline.shards.manifest import freeze
 from pipeline.storage import Storage
 from pipeline.tokenize_shard import tokenize_shard
-from pipeline.tokens.parts import find_parts
 from pipeline.verify import verify
 from pipeline.worker import Worker
 from tests.support.corpora import jpeg, write_shard
@@ -99,11 +98,6 @@ def test_wrong_grid_is_found(
     run = FinishedRun(built.shards, tmp_path / "output")
     run.edit(change)
     assert [finding.kind for finding in verify(Storage(), str(run.output)).findings] == kinds
-
-
-def test_readers_of_one_shape_refuse_the_run(built: FinishedRun) -> None:
-    with pytest.raises(UsageError, match="its grids have several shapes"):
-        find_parts(Storage(), str(built.output), partial=True)
 
 
 def test_evidence_of_several_shapes(shard: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -56,10 +56,12 @@ class Corpus:
         config: split, condition, order.
 
     Raises:
-        UsageError: a column or view that is asked for is not there.
+        UsageError: a column or view that is asked for is not there, or the grids vary.
     """
 
     def __init__(self, storage: Storage, parts: Parts, config: PriorConfig) -> None:
+        if parts.spec.varies:
+            raise UsageError("the grids of this run have several shapes; a prior trains on a run of one shape")
         self.parts, self._storage, self._config = parts, storage, config
         self._split = Split(config)
         self._columns = [self._split.column] + ["label"] * (config.condition == "label")

@@ -27,6 +27,9 @@ class Rows:
 
     columns: dict[str, Any]
 
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
     def take(self, places: Places) -> "Rows":
         """The rows at `places`: copies, but for a slice, which is a view."""
         return Rows({name: _take(column, places) for name, column in self.columns.items()})

@@ -15,6 +15,8 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 
 import pyarrow as pa
@@ -23,8 +25,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.errors import UsageError
 from pipeline.storage import Storage
+from pipeline.tokens.batching import GRID, by_grid, in_order
 from pipeline.tokens.columns import Rows, join_rows, read_unit
-from pipeline.tokens.order import Order, Range, Reader, Sampling, cut, share
+from pipeline.tokens.order import Order, Range, Reader, Sampling, share
 from pipeline.tokens.parts import Parts, find_parts
 from pipeline.tokens.ranks import rank_and_world
 from pipeline.tokens.states import check_state, make_state, progress_of
@@ -44,6 +47,10 @@ class TokenDataset(IterableDataset[Batch]):
     A batch is a dict: `tokens` [B, T] of `dtype`; columns of numbers as tensors [B] or [B, n] (a missing integer is
     -1), all others as lists. B is `sampling.batch`, less for the last batch of an epoch; T is h * w.
 
+    Where the grids of a run vary, all rows of a batch have one grid, which `grid_height` and `grid_width` [B] tell. A
+    reader gives a batch as soon as it has `sampling.batch` rows of a grid, and at its end what is left of each grid. So
+    up to batch - 1 rows of each grid wait in memory, and only when all are read it is known how many batches there are.
+
     The sequence of batches depends on the parts, the sampling, the epoch, and how many ranks and workers there are.
     With several workers only torchdata's `StatefulDataLoader` knows their states; torch's own DataLoader does not.
 
@@ -57,7 +64,8 @@ class TokenDataset(IterableDataset[Batch]):
         storage: access to the store.
 
     Raises:
-        UsageError: the run is not finished, a column does not exist, grids vary, or rank and world are wrong.
+        UsageError: the run is not finished, a column does not exist, rank and world are wrong, or
+            `drop_last` is asked for where grids vary.
     """
 
     def __init__(
@@ -76,6 +84,11 @@ class TokenDataset(IterableDataset[Batch]):
         self._storage = storage or Storage()
         self.parts = data if isinstance(data, Parts) else find_parts(self._storage, data)
         self.sampling = sampling or Sampling()
+        if self.sampling.drop_last and self.parts.spec.varies:
+            raise UsageError(
+                "drop_last must be false where grids vary, got true: ranks have different numbers of full batches, "
+                "known only when all rows are read; let the training stop at the rank that ends first"
+            )
         self._names = _column_names(self.parts, columns)
         if dtype not in DTYPES or self.parts.spec.codebook_size > torch.iinfo(dtype).max:
             raise UsageError(f"dtype must be torch.int64 or torch.int32 and hold the codes, got {dtype}")
@@ -89,7 +102,13 @@ class TokenDataset(IterableDataset[Batch]):
         self._order: tuple[int, Order] | None = None
 
     def __len__(self) -> int:
-        """Batches that this rank gives in an epoch."""
+        """Batches that this rank gives in an epoch.
+
+        Raises:
+            TypeError: grids vary, so that only reading tells. (What Python and torch expect of who has no length.)
+        """
+        if self.parts.spec.varies:
+            raise TypeError("a TokenDataset of grids of several shapes has no length before it is read")
         order = self._order_of(self._epoch())
         mine = share(_whole(order), self._reader, self.sampling)
         return math.ceil(sum(stop - start for start, stop in mine) / self.sampling.batch)
@@ -157,32 +176,33 @@ class TokenDataset(IterableDataset[Batch]):
     # --- rows to batches ---
 
     def _batches(self, epoch: int, left: list[Range]) -> Iterator[Batch]:
-        order = self._order_of(epoch)
+        order, cut_batches = self._order_of(epoch), by_grid if self.parts.spec.varies else in_order
         with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="rows") as pool:
             spans = (span for start, stop in left for span in order.spans(start, stop))
-            chunks = _Chunks(self._ahead(pool, order, spans))
             try:
-                while left:
-                    now, left = cut(left, self.sampling.batch)
-                    rows = chunks.next(sum(stop - start for start, stop in now))
-                    self._progress = epoch, left
+                for rows, after in cut_batches(self._ahead(pool, order, spans), left, self.sampling.batch):
+                    self._progress = epoch, after
                     yield self._finish(rows)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _ahead(self, pool: ThreadPoolExecutor, order: Order, spans: Iterator[tuple[int, int, int]]) -> Iterator[Rows]:
-        """The rows of each span in the epoch's order, while the next block is read."""
-        waiting: deque[tuple[list[Future[Rows]], tuple[int, int, int]]] = deque()
-        for span in spans:
-            units = [unit for unit in order.block(span[0]) if unit.count]
-            waiting.append(([pool.submit(read_unit, self._storage, self.parts, u, self._names) for u in units], span))
+        """The rows of the spans in the epoch's order, block by block, while the next block is read."""
+        waiting: deque[tuple[list[Future[Rows]], int, list[Range]]] = deque()
+        for block, its_spans in groupby(spans, key=itemgetter(0)):
+            units = [unit for unit in order.block(block) if unit.count]
+            reading = [pool.submit(read_unit, self._storage, self.parts, unit, self._names) for unit in units]
+            waiting.append((reading, block, [(first, last) for _, first, last in its_spans]))
             if len(waiting) > BLOCKS_AHEAD:
                 yield _arrange(order, *waiting.popleft())
         while waiting:
             yield _arrange(order, *waiting.popleft())
 
     def _finish(self, rows: Rows) -> Batch:
-        tokens = torch.from_numpy(rows.columns["tokens"].astype("int64" if self._dtype == torch.int64 else "int32"))
+        codes = rows.columns["tokens"]
+        if isinstance(codes, pa.ListArray):
+            codes = codes.flatten().to_numpy(zero_copy_only=True).reshape(len(rows), -1)
+        tokens = torch.from_numpy(codes.astype("int64" if self._dtype == torch.int64 else "int32"))
         batch: Batch = {"tokens": tokens} | {
             name: column.to_pylist() if isinstance(column, pa.Array) else torch.from_numpy(column.copy())
             for name, column in rows.columns.items()
@@ -193,29 +213,9 @@ class TokenDataset(IterableDataset[Batch]):
         return batch
 
 
-class _Chunks:
-    """Rows that arrive in chunks, handed out by number."""
-
-    def __init__(self, chunks: Iterator[Rows]) -> None:
-        self._chunks, self._chunk, self._at, self._size = chunks, Rows({}), 0, 0
-
-    def next(self, count: int) -> Rows:
-        """The next `count` rows."""
-        some: list[Rows] = []
-        while count:
-            if self._at == self._size:
-                self._chunk = next(self._chunks)
-                self._at, self._size = 0, len(self._chunk.columns["tokens"])
-            size = min(count, self._size - self._at)
-            some.append(self._chunk.take(slice(self._at, self._at + size)))
-            self._at += size
-            count -= size
-        return join_rows(some)
-
-
-def _arrange(order: Order, reading: list[Future[Rows]], span: tuple[int, int, int]) -> Rows:
-    """The rows of a span in their order, as soon as all of its block is read."""
-    return join_rows([unit.result() for unit in reading]).take(order.places(*span))
+def _arrange(order: Order, reading: list[Future[Rows]], block: int, spans: list[Range]) -> Rows:
+    """The rows of some spans of a block in their order, as soon as all of the block is read."""
+    return join_rows([unit.result() for unit in reading]).take(order.places(block, spans))
 
 
 def _whole(order: Order) -> list[Range]:
@@ -224,9 +224,8 @@ def _whole(order: Order) -> list[Range]:
 
 def _column_names(parts: Parts, columns: Sequence[str] | None) -> list[str]:
     there = list(parts.schema.names)
-    if not pa.types.is_fixed_size_list(parts.schema.field("tokens").type):
-        raise UsageError("the grids of this run vary, so its rows do not make one tensor; group them by grid yourself")
     names = [name for name in ("caption", "label") if name in there] if columns is None else list(columns)
     if unknown := sorted(set(names) - set(there)):
         raise UsageError(f"columns must be among {', '.join(there)}; got {', '.join(unknown)}")
-    return ["tokens", *(name for name in dict.fromkeys(names) if name != "tokens")]
+    always = ["tokens", *(GRID if parts.spec.varies else ())]
+    return list(dict.fromkeys([*always, *names]))

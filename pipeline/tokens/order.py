@@ -134,12 +134,13 @@ class Order:
         first, last = self._block_units[number], self._block_units[number + 1]
         return [self._unit(int(unit)) for unit in self._units[first:last]]
 
-    def places(self, number: int, first: int, last: int) -> npt.NDArray[np.int64] | slice:
-        """Where in a block's rows those stand that come as its [first, last) in the shuffled order."""
-        if not self._sampling.shuffle:
-            return slice(first, last)
+    def places(self, number: int, spans: Sequence[Range]) -> npt.NDArray[np.int64] | slice:
+        """Where in a block's rows those stand that come as its [first, last) of each span in the shuffled order."""
+        if not self._sampling.shuffle and len(spans) == 1:
+            return slice(*spans[0])
         size = int(self._block_starts[number + 1] - self._block_starts[number])
-        return self._generator(1, number).permutation(size)[first:last]
+        rows = self._generator(1, number).permutation(size) if self._sampling.shuffle else np.arange(size)
+        return np.concatenate([rows[first:last] for first, last in spans])
 
     def _unit(self, number: int) -> Unit:
         part, group, rows = int(self._part[number]), int(self._group[number]), int(self._rows[number])

@@ -113,11 +113,6 @@ def find_parts(
     if not names:
         raise UsageError(f"{output}: no parts under tokens/; is this the output of a run?")
     parts = _read_all(storage, [there[name] for name in names])
-    if parts.spec.varies:
-        raise UsageError(
-            f"{output}: its grids have several shapes, which batches and exports of one shape cannot hold; read its "
-            "Parquet files, whose columns grid_height and grid_width tell the shape of each row"
-        )
     if not parts.rows and not allow_none:
         raise UsageError(f"{output}: its {len(parts.parts)} parts hold no rows")
     return parts

@@ -68,7 +68,8 @@ class Made:
         with PartWriter(path, self.spec, ColumnsConfig(), shard.url, OutputConfig(row_group_rows=self.group)) as writer:
             for start in range(0, len(rows), self.group):
                 some = rows[start : start + self.group]
-                writer.add([row for row, _ in some], np.stack([tokens for _, tokens in some]))
+                tokens = [tokens for _, tokens in some]
+                writer.add([row for row, _ in some], tokens if self.spec.varies else np.stack(tokens))
             writer.finish(footer)
 
 
@@ -94,7 +95,7 @@ def make_run(
         **made: see `Made`.
     """
     out, how = Output(Storage(), str(output)), Made(**made)
-    config = JobConfig(shards=["x"], model=model, output=out.url, image={"size": 8 * how.spec.grid_height})
+    config = JobConfig(shards=["x"], model=model, output=out.url, image={"size": 8 * (how.spec.grid_height or 32)})
     found = Identity(weights, {"latent_channels": 4}, how.spec, "pillow-13")
     job = job_document(config, found, None, Precision.EXACT, 8)
     out.claim(json.loads(json.dumps(job)))

@@ -33,7 +33,7 @@ def sequence(order: Order) -> list[tuple[int, int, int]]:
             for unit in order.block(block)
             for row in (range(unit.count) if unit.rows is None else unit.rows)
         ]
-        places = order.places(block, first, last)
+        places = order.places(block, [(first, last)])
         rows += there[places] if isinstance(places, slice) else [there[place] for place in places]
     return rows
 
