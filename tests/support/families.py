@@ -19,13 +19,13 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
 GEOMETRY = {"base_channels": 32, "channel_multiplier": [1, 1, 2], "num_res_blocks": 1, "latent_channels": 8}
 
 
-def transformers_vq(name: str) -> Any:
+def transformers_vq(name: str, **geometry: Any) -> Any:
     """One of transformers' own models."""
     import transformers
 
     torch.manual_seed(1)
     kind = getattr(transformers, name)
-    vq = kind(kind.config_class(**GEOMETRY | TRANSFORMERS[name])).eval()
+    vq = kind(kind.config_class(**GEOMETRY | TRANSFORMERS[name] | geometry)).eval()
     with torch.no_grad():
         latents = _latents(vq, torch.rand(4, 3, 64, 64) * 2 - 1)
         codes = vq.quantize.embedding.weight
@@ -33,12 +33,19 @@ def transformers_vq(name: str) -> Any:
     return vq
 
 
-def save_transformers(name: str, folder: Path) -> Path:
+def save_transformers(name: str, folder: Path, **geometry: Any) -> Path:
     """As `save_pretrained` writes it."""
-    vq = transformers_vq(name)
+    vq = transformers_vq(name, **geometry)
     document = {**vq.config.to_dict(), "architectures": [name]}
     write_folder(folder, document, vq.state_dict(), "model")
     return folder
+
+
+def emu3_f8(folder: Path) -> Path:
+    """Emu3's tokenizer with as many pixels to a token as the published one has, and one frame to a clip."""
+    small = {"codebook_size": 512, "hidden_size": 32, "temporal_downsample_factor": 1}
+    layers = {"channel_multiplier": [1, 1, 1, 1], "attn_resolutions": [3]}
+    return save_transformers("Emu3VQVAE", folder, **small, **layers)
 
 
 def _latents(vq: Any, images: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.encoding import ModelConfig, Precision
 from pipeline.errors import ModelError
+from pipeline.fingerprint import fingerprint, identity
 from pipeline.forward import Forward
 from pipeline.model import Tokenizer, VQModel
 from pipeline.model.checkpoint import write_folder
@@ -89,6 +90,18 @@ def test_half_precisions_keep_most_tokens_and_change_no_weight(name: str, made_o
     assert torch.stack(same).float().mean() > 0.5
     assert model.weights_hash() == before
     assert torch.equal(Forward(model, Precision.EXACT)(images)[0], exact)
+
+
+def test_families_of_equal_configuration_have_fingerprints_of_their_own(made_once: Made) -> None:
+    """Weights and all that is configured are said to be equal, as if two codes read one checkpoint."""
+    fields = {"in_channels": 3, "resolution": 32}
+    told: dict[str, dict[str, object]] = {"VQModel": fields}
+    for name in FAMILIES:
+        config = ModelConfig(path=str(made_once(f"model of {name}", FAMILIES[name])), allow_torchscript=True)
+        described = load_tokenizer(config).describe()
+        told[name] = fields | {key: described[key] for key in ("family", "quantizer") if key in described}
+    equal = {"weights": "w", "image": {}, "precision": "exact", "columns": {}, "select": {}}
+    assert len({fingerprint(identity(model=model, **equal)) for model in told.values()}) == len(told) == 6
 
 
 def test_value_range_reaches_every_family(made_once: Made) -> None:
