@@ -22,9 +22,9 @@ MIN_SAMPLES_TO_JUDGE = 1000  # below that a fraction of rejects stops nothing be
 class ExitCode(IntEnum):
     """How a command ends."""
 
-    OK = 0
-    FAILED = 1
-    USAGE = 2
+    OK = 0  # every shard is committed
+    FAILED = 1  # the run could not go on
+    USAGE = 2  # bad usage or configuration: change it first
     INCOMPLETE = 3  # finished, but shards are quarantined or a gate failed
     STOPPED = 4  # run again to resume
 

@@ -24,15 +24,15 @@ SURE = 3.0  # standard errors that a drop of the mean must exceed the limit by
 class Gate(StrEnum):
     """The gates, as findings name them."""
 
-    GOLDEN = "golden_agreement"
-    RANGE = "index_range"
-    REJECTS = "reject_fraction"
-    DUPLICATES = "duplicate_grids"
-    CONSTANTS = "constant_grids"
-    PSNR = "psnr"
-    PSNR_DROP = "psnr_drop"
-    COLLAPSE = "codebook_collapse"
-    DIVERGENCE = "divergence"
+    GOLDEN = "golden_agreement"  # a device gives other tokens of the golden images (qa.min_golden_agreement)
+    RANGE = "index_range"  # a token that is no code (qa.max_out_of_range)
+    REJECTS = "reject_fraction"  # too many rejects in one shard (qa.max_shard_reject_fraction)
+    DUPLICATES = "duplicate_grids"  # rows that repeat another's tokens (qa.max_duplicate_fraction)
+    CONSTANTS = "constant_grids"  # rows of one code: blank images (qa.max_constant_fraction)
+    PSNR = "psnr"  # the tokens do not give a shard's images back (qa.min_psnr)
+    PSNR_DROP = "psnr_drop"  # the run's mean lies below that of qa.baseline (qa.max_psnr_drop)
+    COLLAPSE = "codebook_collapse"  # few codes are used at all (qa.min_entropy)
+    DIVERGENCE = "divergence"  # a shard's tokens are unlike the other shards' (qa.max_divergence)
 
 
 @dataclass(frozen=True, slots=True)

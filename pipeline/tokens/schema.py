@@ -24,12 +24,23 @@ Grids = npt.NDArray[Any] | Sequence[npt.NDArray[Any]]
 SCHEMA_VERSION = 1
 FOOTER_KEY = b"tokenmill"
 MAX_UINT16_CODES = 1 << 16
-RESERVED_COLUMNS: Final = frozenset(
-    (
-        *("key", "shard", "sample_index", "view", "tokens", "grid_height", "grid_width"),
-        *("height", "width", "crop", "flip", "caption", "label", "meta"),
-    )
-)
+COLUMNS: Final = {  # column -> what it holds
+    "key": "WebDataset's key of the sample, with its folders",
+    "shard": "full URL of the shard, without credentials and signatures",
+    "sample_index": "position of the sample in the shard: with `shard` and `view`, the row's identity",
+    "view": "0, unless the recipe cuts several views from an image",
+    "tokens": "indices into the codebook, row-major; uint32 above 65,536 codes, lists of any length where grids vary",
+    "grid_height": "rows of the grid",
+    "grid_width": "columns of the grid",
+    "height": "of the source, after its EXIF rotation (pixels)",
+    "width": "of the source, after its EXIF rotation (pixels)",
+    "crop": "top, left, height, width of what was seen of the source (pixels)",
+    "flip": "whether it was mirrored",
+    "caption": "text of the member `columns.caption`",
+    "label": "number of the member `columns.label`",
+    "meta": "the JSON sidecar `columns.meta`, whole",
+}
+RESERVED_COLUMNS: Final = frozenset(COLUMNS)
 
 
 class FieldKind(StrEnum):
