@@ -1,7 +1,7 @@
 """The state of a reader, as it goes into a checkpoint: which rows of which epoch of which data it has yet to give.
 
 A state is a dict of numbers and texts, safe for JSON and `torch.load(weights_only=True)`. It grows with the number of
-readers that were merged, not with the data.
+readers that were merged, not with the data; where grids vary, also with the rows that wait for others of their grid.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -159,6 +159,22 @@ def test_workers_of_a_loader(run: str) -> None:
     assert sorted(given) == every()
 
 
+@pytest.mark.system
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata calls it
+def test_stateful_loader_with_workers_resumes(run: str) -> None:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def loader() -> StatefulDataLoader:
+        return StatefulDataLoader(TokenDataset(run, SMALL), batch_size=None, num_workers=2)
+
+    batches, resumed = iter(interrupted := loader()), loader()
+    given = rows(islice(batches, 5))
+    resumed.load_state_dict(json.loads(json.dumps(interrupted.state_dict())))
+    rest = rows(batches)
+    assert rows(resumed) == rest
+    assert sorted(given + rest) == every()
+
+
 def test_what_needs_one_grid_says_so(run: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="drop_last must be false where grids vary"):
         TokenDataset(run, Sampling(drop_last=True))
