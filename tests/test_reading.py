@@ -1,6 +1,5 @@
 """docs/reading.md: every block of code, in order, on a run of its own."""
 
-import re
 from typing import Any
 
 import pytest
@@ -8,7 +7,7 @@ import ray
 import torch
 
 from pipeline.tokens.schema import TokenSpec
-from tests.support.commands import ROOT
+from tests.support.documents import blocks
 from tests.support.token_runs import make_run
 
 pytestmark = [pytest.mark.system, pytest.mark.filterwarnings("ignore")]  # of others' libraries
@@ -19,13 +18,12 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the blocks leave behind."""
     folder = tmp_path_factory.mktemp("reading")
     make_run(folder / "demo" / "tokens", (100, 60), spec=TokenSpec(1024, 2, 2), group=40)
-    code = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "reading.md").read_text(), re.DOTALL | re.MULTILINE)
     found: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
         patch.setenv("HF_HOME", str(folder / "hf"))
-        for block in code:
+        for block in blocks("docs/reading.md", "python"):
             exec(block, found)
     ray.shutdown()
     return found

@@ -1,4 +1,4 @@
-"""Every command line and Python block of the README, as a new user would type them."""
+"""Every command line and Python block of the README and of the tutorial, as a new user would type them."""
 
 import os
 import re
@@ -13,19 +13,20 @@ from PIL import Image
 from pipeline.storage import Storage
 from tests.support.commands import ROOT, environment
 from tests.support.corpora import write_corpus
+from tests.support.documents import blocks, command_lines
 from tests.support.s3 import S3
 from tests.support.shared_ray import shared_ray
 
 pytestmark = pytest.mark.system
 README = (ROOT / "README.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+TUTORIAL = "docs/tutorial.md"
+SUBMIT = "tokenmill submit "  # needs a cluster: `test_submit.py` has one
 
 
 def commands() -> list[str]:
-    return [line for block in blocks("bash") for line in block.splitlines() if line.strip()]
+    """Each line once, though both have it."""
+    lines = dict.fromkeys([*command_lines("README.md"), *command_lines(TUTORIAL)])
+    return [line for line in lines if not line.startswith(SUBMIT)]
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +82,22 @@ def test_demo_leaves_a_picture_that_resembles_the_originals(clone: Path) -> None
 
 
 def test_python_blocks_run_in_order(clone: Path) -> None:
-    code = "\n".join(blocks("python")) + "\nassert tokens.shape == (256, 1024) and images.shape == (4, 3, 256, 256)\n"
+    code = (
+        "\n".join(blocks("README.md", "python"))
+        + "\nassert tokens.shape == (256, 1024) and images.shape == (4, 3, 256, 256)\n"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
 
+def test_python_block_of_the_tutorial_shows_a_row(clone: Path) -> None:
+    [code] = blocks(TUTORIAL, "python")
+    result = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, check=False)
+    assert " 32 32 [" in result.stdout, result.stderr
+
+
 def test_job_file_runs(clone: Path) -> None:
-    (clone / "job.yaml").write_text(blocks("yaml")[0])
+    (clone / "job.yaml").write_text(blocks("README.md", "yaml")[0])
     result = shell("tokenmill run job.yaml", clone, **shared_ray())
     assert result.returncode == 0, result.stderr
 

@@ -24,8 +24,9 @@ import pytest
 import yaml
 
 from tests.infra.launched import Launched, launched
-from tests.support.commands import ROOT, parts, start, tokenmill, wait_until
-from tests.support.corpora import sample, write_shard
+from tests.support.commands import ROOT, environment, parts, start, tokenmill, wait_until
+from tests.support.corpora import sample, write_corpus, write_shard
+from tests.support.documents import command_lines
 from tests.support.faults import Fault, Faults
 from tests.support.servers import free_ports, process
 
@@ -201,6 +202,20 @@ def test_token_is_on_no_command_line(story: Story) -> None:
     assert "OMP_NUM_THREADS" in jobs
     assert story.token not in jobs
     assert "job.yaml" in jobs
+
+
+def test_command_of_the_tutorial_runs(story: Story, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "demo" / "shards", shards=2, samples=4)
+    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
+    [command] = [line for line in command_lines("docs/tutorial.md") if line.startswith("tokenmill submit ")]
+    here = command.replace("http://127.0.0.1:8265", story.cluster.dashboard)
+    assert here != command
+    path = f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    env = environment(**story.environment, PATH=path)
+    result = subprocess.run(here, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "finished: 2 of 2 shards are committed" in result.stdout
+    assert len(parts(tmp_path / "demo" / "small")) == 2
 
 
 def queries() -> dict[str, str]:
