@@ -51,6 +51,13 @@ def test_runbook_has_no_entry_of_what_is_gone() -> None:
     assert set(re.findall(r"^### (.*)$", RUNBOOK, re.MULTILINE)) == set(entries())
 
 
+def test_alerts_point_at_their_entries() -> None:
+    rules = [rule for group in ALERTS for rule in group["rules"]]
+    assert [rule["annotations"]["runbook"] for rule in rules] == [
+        f"docs/runbook.md#{rule['alert'].lower()}" for rule in rules
+    ]
+
+
 @pytest.mark.parametrize(
     ("title", "words"), [("Faults of a shard", ShardFault), ("Reasons of a reject", Reason), ("Gates", Gate)]
 )
