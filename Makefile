@@ -131,10 +131,10 @@ audit: setup
 	$(PIP) pip-audit
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip -r infra/requirements.lock -r infra/requirements-dev.lock
 
-# docs/ as a site, in .site/; a warning is an error.
+# docs/ as a site, in .site/; a warning is an error (not with --quiet, which also hides it from --strict).
 .PHONY: docs
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet -f infra/site/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict -f infra/site/mkdocs.yml
 
 clean:
 	rm -rf .venv .site demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .fuzz

@@ -95,6 +95,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "--strict" in command
+    assert "--quiet" not in command, "it hides the warnings from --strict"
     return folder
 
 
