@@ -82,6 +82,7 @@ def test_other_settings_in_the_same_folder(images: Path, whole: Path) -> None:
     assert "steps was 150, is 160" in result.stderr
 
 
+@pytest.mark.thorough
 def test_ctrl_c_in_a_terminal_with_two_workers(images: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     process = start(*command(images, model, steps=100_000, batch_size=8, workers=2))

@@ -145,7 +145,8 @@ def test_ranges(storage: Storage, folder: str) -> None:
 
 
 def test_race_for_one_name(storage: Storage, folder: str, tmp_path: Path) -> None:
-    url, contents = f"{folder}/a.parquet", [bytes([racer]) * 200_001 for racer in range(RACERS)]
+    # Letters: the GCS emulator loses a final carriage return, which it takes for the end of a MIME part.
+    url, contents = f"{folder}/a.parquet", [bytes([ord("a") + racer]) * 200_001 for racer in range(RACERS)]
 
     def create(racer: int) -> str:
         (tmp_path / str(racer)).write_bytes(contents[racer])
