@@ -237,7 +237,7 @@ def views(shard: Shard, intake: Intake, accounts: Accounts, attempt: Attempt) ->
             sidecars = read_sidecars(sample.members, intake.columns, accounts.warnings)
             accounts.filled |= sidecars.filled(intake.columns)
             attempt.encoding += len(prepared.views)
-            yield from ((_row(sample, prepared, view, sidecars), view) for view in prepared.views)
+            yield from ((row_of(sample, prepared, view, sidecars), view) for view in prepared.views)
         accounts.warnings.update(reader.stats.warnings)
         accounts.warnings.update({f"skipped_{kind}": count for kind, count in reader.stats.skipped.items()})
 
@@ -266,7 +266,8 @@ def _weight(sample: Sample, image: ImageConfig) -> int:
     return sum(map(len, sample.members.values())) + image.views * 3 * image.view_pixels
 
 
-def _row(sample: Sample, prepared: Prepared, view: View, sidecars: Sidecars) -> Row:
+def row_of(sample: Sample, prepared: Prepared, view: View, sidecars: Sidecars) -> Row:
+    """The row of a view, still without its tokens."""
     return Row(
         key=_key(sample),
         sample_index=sample.index,

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.engine import Images, Indices
 from pipeline.errors import ShardError, StorageError, UsageError
+from pipeline.feed import row_of
 from pipeline.images import Prepared, View
 from pipeline.shards.manifest import Shard
 from pipeline.shards.tar import Sample, TarLimits, TarReader
@@ -128,20 +129,7 @@ def _material(
 
 
 def _row(line: Line, sample: Sample, prepared: Prepared, view: View) -> Row:
-    sidecars = read_sidecars(sample.members, line.columns, Counter())
-    return Row(
-        key=sample.key,
-        sample_index=sample.index,
-        view=view.index,
-        height=prepared.height,
-        width=prepared.width,
-        crop=view.crop,
-        flip=view.flip,
-        caption=sidecars.caption,
-        label=sidecars.label,
-        meta=sidecars.meta,
-        fields=sidecars.fields,
-    )
+    return row_of(sample, prepared, view, read_sidecars(sample.members, line.columns, Counter()))
 
 
 def walk(material: Material) -> int:

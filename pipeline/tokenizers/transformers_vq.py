@@ -66,10 +66,6 @@ class TransformersTokenizer(Tokenizer):
         vectors = latents.permute(0, 2, 3, 1).reshape(-1, dims)
         return nearest_codes(vectors, self._codes).view(batch, height, width)
 
-    def to_images(self, indices: Tensor) -> Tensor:
-        """As transformers' `decode`."""
-        raise NotImplementedError
-
     @property
     def _codes(self) -> Tensor:
         codes: Tensor = self.vq.quantize.embedding.weight
@@ -80,6 +76,12 @@ class ChameleonTokenizer(TransformersTokenizer):
     """Chameleon's, which transformers can only encode with."""
 
     decodes = False
+
+    def to_images(self, indices: Tensor) -> Tensor:  # noqa: ARG002
+        """Not to be had."""
+        raise ModelError(
+            "transformers has no decoder for Chameleon's tokens; convert Chameleon's own checkpoint instead"
+        )
 
 
 class Emu3Tokenizer(TransformersTokenizer):
