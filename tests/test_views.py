@@ -84,3 +84,20 @@ def test_recipe_of_signed_pixels_for_a_model_of_unit_ones() -> None:
     with pytest.raises(UsageError, match=r"must be -1\.\.1 for image.recipe 4m"):
         job(**{"image.recipe": "4m", "model.value_range": "0..1"})
     assert job(**{"model.value_range": "0..1"}).image.recipe == "center-crop"
+
+
+@pytest.mark.parametrize(
+    ("consumer", "recipe", "value_range"),
+    [
+        ("LlamaGen", "llamagen-tencrop-1.1", "-1..1"),
+        ("LlamaGen", "llamagen-tencrop-1.05", "-1..1"),
+        ("LlamaGen, text", "llamagen-center-flip", "-1..1"),
+        ("RAR, TiTok", "llamagen-tencrop-1.1", "0..1"),
+        ("4M", "4m", "-1..1"),
+        ("open-muse", "open-muse", "0..1"),
+        ("Halton-MaskGIT", "center-crop", "-1..1"),
+    ],
+)
+def test_what_each_consumer_trains_on_can_be_made(consumer: str, recipe: str, value_range: str) -> None:
+    made = job(**{"image.recipe": recipe, "model.value_range": value_range})
+    assert (made.image.recipe, made.model.value_range) == (recipe, value_range), consumer

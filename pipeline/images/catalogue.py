@@ -31,7 +31,7 @@ class RecipeFacts:
 
     Attributes:
         interpolation: of the code that it reproduces; None leaves the choice.
-        value_range: what that code gives its model; None if it belongs to no code.
+        value_range: what that code gives its model; None if it belongs to no code, or to several that differ.
         views: of each sample; None if `image.crops` says.
         random: cuts by lot.
         varies: its views have several shapes.
@@ -55,8 +55,8 @@ CATALOGUE: Final[Mapping[RecipeName, RecipeFacts]] = MappingProxyType(
         "center-crop": RecipeFacts(),
         "resize-exact": RecipeFacts(),
         "pad": RecipeFacts(),
-        "llamagen-tencrop-1.1": RecipeFacts("bicubic", ValueRange.SIGNED, 10, decode=_EXACT),
-        "llamagen-tencrop-1.05": RecipeFacts("bicubic", ValueRange.SIGNED, 10, decode=_EXACT),
+        "llamagen-tencrop-1.1": RecipeFacts("bicubic", None, 10, decode=_EXACT),
+        "llamagen-tencrop-1.05": RecipeFacts("bicubic", None, 10, decode=_EXACT),
         "llamagen-center-flip": RecipeFacts("bicubic", ValueRange.SIGNED, 2, decode=_EXACT),
         "4m": RecipeFacts("bicubic", ValueRange.SIGNED, None, random=True, decode=_UNSCALED),
         "open-muse": RecipeFacts("bilinear", ValueRange.UNIT),
