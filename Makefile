@@ -101,6 +101,17 @@ bench-readers: setup
 bench-scaling: setup
 	$(BIN)/python -m tests.benchmarks.scaling
 
+# What a forecast is worth; whether decode actors pay (as root: two nodes, each with a core and a network of its own).
+.PHONY: bench-forecast bench-feeding bench-at-once
+bench-forecast: setup
+	$(BIN)/python -m tests.benchmarks.forecast
+
+bench-feeding: setup packages
+	$(BIN)/python -m tests.benchmarks.feeding
+
+bench-at-once: setup
+	$(BIN)/python -m tests.benchmarks.at_once
+
 bench-decode: setup
 	$(BIN)/python -m tests.benchmarks.decode
 

@@ -81,6 +81,6 @@ def _runner(cluster: "ClusterConfig", workers: int | None) -> "Runner":
         from pipeline.exports.job import one_by_one
 
         return one_by_one
-    from pipeline.tasks import Tasks
+    from pipeline.on_ray.tasks import Tasks
 
     return Tasks(cluster, workers)

@@ -35,7 +35,7 @@ def main(
     )
     with training_screen(config.steps, _brief, lambda report: _full(report, config)) as screen:
         if config.workers > 1:
-            from pipeline.fit_workers import fit_on_workers
+            from pipeline.on_ray.fit_workers import fit_on_workers
 
             finished = fit_on_workers(task, screen)
         else:

@@ -39,7 +39,8 @@ def main(
     out.print(f"images      about {found.images:,}")
     out.print(
         f"one actor   {found.actor_rate:,.1f} images/s on {found.device} "
-        f"(model alone {found.model_rate:,.1f}, decode alone {found.decode_rate:,.1f}; bound by {found.bottleneck})"
+        f"(model alone {found.model_rate:,.1f}, decode alone {found.decode_rate:,.1f}; "
+        f"bound by {found.bottleneck}, {found.bottleneck_busy:.0%} busy)"
     )
     out.print(
         f"time        {clock(found.seconds)} with {found.actors} actor{'s' * (found.actors != 1)}, "

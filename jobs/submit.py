@@ -14,7 +14,7 @@ from jobs.options import Actors, Job, Model, Output, Settings, Shards, job_confi
 
 if TYPE_CHECKING:
     from pipeline.config import JobConfig
-    from pipeline.submission import Jobs
+    from pipeline.submit.ray_jobs import Jobs
 
 
 def main(
@@ -82,7 +82,7 @@ def main(
     config = job_config(job, shards=shards, model=model, output=output, actors=actors, settings=settings)
     config.check_complete()
     from pipeline.errors import UsageError
-    from pipeline.job_folder import write_job
+    from pipeline.submit.job_folder import write_job
 
     if slurm:
         raise typer.Exit(_to_slurm(config, folder, sbatch or [], wait=wait))
@@ -91,7 +91,7 @@ def main(
     if config.cluster.address is None:
         config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": "auto"})})
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported; what the user set wins
-    from pipeline.submission import Jobs, chosen_environment
+    from pipeline.submit.ray_jobs import Jobs, chosen_environment
 
     environment = chosen_environment(env or (), os.environ)
     jobs = Jobs(address)
@@ -114,8 +114,8 @@ def main(
 
 def _to_slurm(config: "JobConfig", folder: Path | None, options: list[str], *, wait: bool) -> int:
     """Leave the job and its script in a folder, and give them to Slurm; the exit code."""
-    from pipeline.job_folder import write_job
-    from pipeline.slurm import submit, write_script
+    from pipeline.submit.job_folder import write_job
+    from pipeline.submit.slurm import submit, write_script
 
     with tempfile.TemporaryDirectory() as draft:
         name = write_job(config, Path(draft))

@@ -10,16 +10,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipeline.claim import check_precision
-from pipeline.cluster import cluster
 from pipeline.commit import probe
 from pipeline.config import JobConfig, job_document, precision_of
 from pipeline.encoding import Precision
 from pipeline.ending import Ending
 from pipeline.errors import RunFailed, UsageError
-from pipeline.fleet import Actor, Call, Fleet, Lost, Phase
 from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, Task
-from pipeline.metrics import Metrics
 from pipeline.monitor import ExitCode, Monitor, Result
+from pipeline.on_ray.cluster import cluster
+from pipeline.on_ray.fleet import Actor, Call, Fleet, Lost, Phase
+from pipeline.on_ray.metrics import Metrics
 from pipeline.output import Output
 from pipeline.progress import SHOW_SECONDS, Fact, Progress, Silent, run_name
 from pipeline.qa.gates import Finding, Gates

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -86,7 +86,13 @@ class Meter:
             return Reading(busy=dict(self._busy), reasons=dict(self._reasons), **self._done)
 
 
-def bound(busy: dict[str, float], lanes: dict[str, int], wall: float) -> tuple[str, float]:
+def lanes_of(decode: int, encode: int, shards: int) -> dict[str, int]:
+    """How many threads (or devices) work at each stage, where so many decode, encode, and have a shard each."""
+    by_shard = (Part.FETCH, Part.WRITE, Part.INSPECT, Part.PUBLISH)
+    return {Part.DECODE: decode, Part.ENCODE: encode, **dict.fromkeys(by_shard, shards)}
+
+
+def bound(busy: Mapping[str, float], lanes: Mapping[str, int], wall: float) -> tuple[str, float]:
     """The stage that bounds a run, and the share of the time in which all its lanes were busy.
 
     Args:

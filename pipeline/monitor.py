@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.forecast import forecast
 from pipeline.messages import Calibration, ShardReport
-from pipeline.meter import Part, Reading, bound
+from pipeline.meter import Reading, bound, lanes_of
 from pipeline.progress import Snapshot
 from pipeline.schedule import Schedule, State
 from pipeline.timeline import Point, Timeline
@@ -217,13 +217,7 @@ class Monitor:
         return Rates(done, found.model_rate * actors, found.decode_rate * actors, found.together * actors)
 
     def _lanes(self, actors: int) -> dict[str, int]:
-        shards = actors * self.shards_in_flight
-        by_shard = (Part.FETCH, Part.WRITE, Part.INSPECT, Part.PUBLISH)
-        return {
-            Part.DECODE: actors * self.decode_threads,
-            Part.ENCODE: actors * self.encode_lanes,
-            **dict.fromkeys(by_shard, shards),
-        }
+        return lanes_of(actors * self.decode_threads, actors * self.encode_lanes, actors * self.shards_in_flight)
 
     def _total(self) -> Reading:
         readings = self._readings.values()

@@ -5,7 +5,7 @@ Nothing is written but temporary files.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from pipeline.config import JobConfig
 from pipeline.errors import UsageError
 from pipeline.forecast import PriceTable, cost, requests
 from pipeline.messages import Calibration, ShardReport, Task
+from pipeline.meter import bound, lanes_of
 from pipeline.schedule import Failure
 from pipeline.shards.manifest import Shard, freeze
 from pipeline.storage import Storage
@@ -40,7 +41,8 @@ class Plan:
         actor_hours: of all actors together.
         cpu_seconds: CPU time of all actors together.
         output_bytes: of all parts, from the probed shards' own.
-        bottleneck: `model` or `decode`.
+        bottleneck: the stage (`meter.Part`) that was busy for most of the probe, per lane: `fetch` is the store.
+        bottleneck_busy: the share of the time.
         cores_per_gpu: cores that keep one GPU supplied; None where the CPU is the device.
         requests, requests_per_second: to the store, retries not counted.
         cost: in the currency of the price table; None if it has no price for the device.
@@ -62,6 +64,7 @@ class Plan:
     cpu_seconds: float
     output_bytes: int
     bottleneck: str
+    bottleneck_busy: float
     cores_per_gpu: float | None
     requests: int
     requests_per_second: float
@@ -72,13 +75,21 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
-    """What the probed shards took: counts, their parts and themselves (bytes), wall and CPU time (seconds)."""
+    """What the probed shards took.
+
+    Attributes:
+        counts: of their samples.
+        part_bytes, shard_bytes: size of their parts, and their own.
+        wall, cpu: seconds.
+        bound: the busiest stage, and the share of the time.
+    """
 
     counts: Counts
     part_bytes: int
     shard_bytes: int
     wall: float
     cpu: float
+    bound: tuple[str, float]
 
 
 def plan(config: JobConfig, probes: int = 2, prices: PriceTable | None = None) -> Plan:
@@ -112,14 +123,16 @@ def plan(config: JobConfig, probes: int = 2, prices: PriceTable | None = None) -
         if measured is None:
             raise UsageError(f"no image could be read in {', '.join(shard.url for shard in probed)}")
         worker.start(NO_FINGERPRINT, measured.batch_size, measured.precision)
-        found = _probe(worker, probed, config.cluster.shards_in_flight, Path(folder))
+        in_flight = config.cluster.shards_in_flight
+        lanes = lanes_of(cpus, cpus if device == "cpu" else 1, min(in_flight, len(probed)))
+        found = _probe(worker, probed, in_flight, lanes, Path(folder))
     if prices is None and config.cluster.price_per_actor_hour is not None:
         prices = PriceTable(actor_hour={"": config.cluster.price_per_actor_hour})
     return _forecast(shards, measured, found, actors, tokens_per_view, prices)
 
 
-def _probe(worker: Worker, probed: Sequence[Shard], in_flight: int, output: Path) -> _Probe:
-    """Tokenize shards as a run does."""
+def _probe(worker: Worker, probed: Sequence[Shard], in_flight: int, lanes: Mapping[str, int], output: Path) -> _Probe:
+    """Tokenize shards as a run does; `lanes` work at each stage."""
     wall, cpu = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(in_flight) as pool:
         answers = list(pool.map(worker.tokenize, [Task(shard, 1) for shard in probed]))
@@ -136,6 +149,7 @@ def _probe(worker: Worker, probed: Sequence[Shard], in_flight: int, output: Path
         shard_bytes=sum(shard.size or 0 for shard, _ in done),
         wall=wall,
         cpu=cpu,
+        bound=bound(worker.pulse().reading.busy, lanes, wall),
     )
 
 
@@ -167,7 +181,8 @@ def _forecast(
         actor_hours=hours,
         cpu_seconds=found.cpu * factor,
         output_bytes=output_bytes,
-        bottleneck="model" if measured.model_rate < measured.decode_rate else "decode",
+        bottleneck=found.bound[0],
+        bottleneck_busy=found.bound[1],
         cores_per_gpu=None if on_cpu else measured.model_rate * found.cpu / found.counts.rows,
         requests=asked,
         requests_per_second=asked / seconds,

@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.batches import InOrder, encoded
 from pipeline.commit import Outcome, commit
 from pipeline.engine import Engine
+from pipeline.engine.batches import InOrder, encoded
 from pipeline.feed import Accounts, Attempt, Feed, Intake, Waited, received, views
 from pipeline.messages import ShardReport, Supply
 from pipeline.meter import Part

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.calibration import BatchSizes, measure_rate, sweep, token_agreement, try_precisions
 from pipeline.config import JobConfig
 from pipeline.encoding import Precision, ValueRange, candidates, choose
 from pipeline.engine import Engine, Images
+from pipeline.engine.calibration import BatchSizes, measure_rate, sweep, token_agreement, try_precisions
 from pipeline.errors import Cancelled, ModelError, Reject, ShardError, ShardFault, StorageError, UsageError
 from pipeline.feed import DECODE_BUDGET, Attempt, Feed, FeedFailed
 from pipeline.images import ImageConfig, configure_pillow, find_image, prepare, resampler

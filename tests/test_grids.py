@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline.batches import Batch, InOrder
 from pipeline.config import resolve
 from pipeline.encoding import Precision
 from pipeline.engine import Engine
+from pipeline.engine.batches import Batch, InOrder
 from pipeline.errors import ModelError
 from pipeline.images import ImageConfig, prepare
 from pipeline.model import VQModel

@@ -35,12 +35,7 @@ FLOORS: dict[str, int] = {
     "pipeline.prefetch": 3,
     "pipeline.feed": 3,
     "pipeline.isolation": 3,
-    "pipeline.forward": 3,
-    "pipeline.engine_cuda": 3,
-    "pipeline.engine_cpu": 3,
     "pipeline.engine": 3,
-    "pipeline.calibration": 3,
-    "pipeline.batches": 3,
     "pipeline.tokenize_shard": 3,
     "pipeline.output": 3,
     "pipeline.resume": 3,
@@ -60,28 +55,14 @@ FLOORS: dict[str, int] = {
     "pipeline.progress": 4,
     "pipeline.monitor": 4,
     "pipeline.ending": 4,
-    "pipeline.job_folder": 4,
-    "pipeline.slurm": 4,
-    "pipeline.cluster": 5,
-    "pipeline.fleet": 5,
-    "pipeline.feeders": 5,
-    "pipeline.fit_workers": 5,
-    "pipeline.tasks": 5,
-    "pipeline.submission": 5,
-    "pipeline.metrics": 5,
+    "pipeline.submit": 4,
+    "pipeline.on_ray": 5,
+    "pipeline.submit.ray_jobs": 5,
     "pipeline.driver": 5,
     "pipeline": 5,
     "jobs": 6,
 }
-SPEAK_RAY = {
-    "pipeline.cluster",
-    "pipeline.fleet",
-    "pipeline.feeders",
-    "pipeline.fit_workers",
-    "pipeline.tasks",
-    "pipeline.submission",
-    "pipeline.metrics",
-}
+SPEAK_RAY = {"pipeline.on_ray", "pipeline.submit.ray_jobs"}
 SPEAK_FSSPEC = {"pipeline.storage.remote"}
 FILES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/**/*.py")])
 
@@ -153,7 +134,7 @@ def test_commands_do_not_import_each_other(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_ray_and_fsspec_stay_in_their_rooms(path: Path) -> None:
     me, roots = module_of(path), {name.split(".")[0] for name in imports_of(path)}
-    assert "ray" not in roots or me in SPEAK_RAY
+    assert "ray" not in roots or room_of(me) in SPEAK_RAY
     assert not roots & {"fsspec", "s3fs", "gcsfs", "adlfs"} or me in SPEAK_FSSPEC
 
 

@@ -2,12 +2,13 @@
 
 import json
 from datetime import datetime
+from typing import ClassVar
 
 import pytest
 
 from pipeline.meter import Meter, Part, Reading
-from pipeline.metrics import COUNTERS, GAUGES, figures
-from pipeline.progress import JsonLines, Plain, Snapshot, run_name
+from pipeline.on_ray.metrics import COUNTERS, GAUGES, Metrics, figures
+from pipeline.progress import JsonLines, Plain, Silent, Snapshot, run_name
 
 SNAPSHOT = Snapshot(
     shards_total=9,
@@ -67,11 +68,41 @@ def test_run_is_named_after_its_output(output: str, stem: str) -> None:
 def test_snapshot_as_metrics() -> None:
     found = {(name, label): value for name, label, value in figures(SNAPSHOT)}
     assert {name for name, _ in found} == (COUNTERS.keys() | GAUGES.keys()) - {"agreement"}, "not measured"
-    assert found["rejects", "corrupt"] == 3
+    assert found["rejects", "corrupt"] == found["rejected", ""] == 3
     assert found["shards", "waiting"] == 3
     assert found["stage_seconds", "encode"] == 4.5
     assert found["tokens", ""] == 17920
     assert all((label != "") == bool((COUNTERS | GAUGES)[name][1]) for name, label in found)
+
+
+class Told:
+    """Stands in for Ray's counters and gauges: keeps what it is told."""
+
+    values: ClassVar[dict[str, list[float]]] = {}
+
+    def __init__(self, name: str, **_: object) -> None:
+        self._told = self.values.setdefault(name.removeprefix("tokenmill_"), [])
+
+    def inc(self, value: float, tags: dict[str, str]) -> None:
+        assert value > 0, "Ray's counters take nothing else"
+        assert tags["run"] == "out-1"
+        self._told.append(value)
+
+    def set(self, value: float, tags: dict[str, str]) -> None:
+        """A gauge's."""
+
+
+def test_counters_begin_before_anything_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Told, "values", {})
+    monkeypatch.setattr("pipeline.on_ray.metrics.Counter", Told)
+    monkeypatch.setattr("pipeline.on_ray.metrics.Gauge", Told)
+    metrics = Metrics(Silent(), "out-1")
+    plain = {name for name, (_, tags) in COUNTERS.items() if not tags}
+    assert {name for name, told in Told.values.items() if told} == plain, "a rate sees no rise without them"
+    metrics.show(SNAPSHOT)
+    metrics.show(SNAPSHOT)
+    assert sum(Told.values["rejected"]) == 3
+    assert sum(Told.values["tokens"]) == 17920
 
 
 def test_meter_counts_rejects_by_reason() -> None:

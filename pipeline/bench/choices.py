@@ -5,10 +5,10 @@ from typing import get_args
 
 from pipeline.bench.figures import ModelFigures
 from pipeline.bench.material import Material
-from pipeline.calibration import agreement, sweep
 from pipeline.config import JobConfig
 from pipeline.encoding import Precision
 from pipeline.engine import Engine
+from pipeline.engine.calibration import agreement, sweep
 from pipeline.errors import ModelError
 from pipeline.images import ImageConfig
 from pipeline.images.catalogue import DecodeMode

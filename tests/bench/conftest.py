@@ -28,5 +28,5 @@ def steps() -> list[tuple[str, int, int]]:
 def found(job: JobConfig, steps: list[tuple[str, int, int]]) -> Iterator[Bench]:
     """Its figures."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.calibration.RATE_SECONDS", 0.0)
+        patch.setattr("pipeline.engine.calibration.RATE_SECONDS", 0.0)
         yield bench(job, seconds=0.05, rounds=ROUNDS, on_step=lambda *step: steps.append(step))

@@ -63,7 +63,7 @@ def slow(key: str, members: Mapping[str, bytes], *more: Any, **options: Any) -> 
 
 def test_planted_bottleneck_is_named(job: JobConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.worker.prepare_sample", slow)
-    monkeypatch.setattr("pipeline.calibration.RATE_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.engine.calibration.RATE_SECONDS", 0.0)
     monkeypatch.setattr("pipeline.bench.rounds.Precision", [])
     monkeypatch.setattr("pipeline.bench.rounds.decode_modes", lambda _: [])
     found = bench(

@@ -1,6 +1,6 @@
 """How many pixels a core of a CPU should encode at a time: the demo's model and one of f16's geometry, in turn.
 
-    python -m tests.benchmarks.at_once [ROUNDS]
+python -m tests.benchmarks.at_once [ROUNDS]
 """
 
 import sys
@@ -10,9 +10,8 @@ from statistics import median
 import numpy as np
 import torch
 
-from pipeline import engine_cpu
-from pipeline.calibration import measure_rate
-from pipeline.engine import Engine
+from pipeline.engine import Engine, cpu
+from pipeline.engine.calibration import measure_rate
 from pipeline.model import VQModel
 from tests.benchmarks.gpu.geometries import GEOMETRIES
 from tests.support.commands import ROOT
@@ -30,10 +29,10 @@ def main(rounds: int = 5) -> None:
         for size in SIZES:
             rates = compare(model, size, IMAGES[name], rounds)
             base = next(iter(rates.values()))
-            said = (
-                f"{at_once} at once {median(found):.2f} ({median(a / b for a, b in zip(found, base, strict=True)):.2f}x)"
-                for at_once, found in rates.items()
-            )
+            said = []
+            for at_once, found in rates.items():
+                ratio = median(a / b for a, b in zip(found, base, strict=True))
+                said.append(f"{at_once} at once {median(found):.2f} ({ratio:.2f}x)")
             print(f"{name}, {size} px, images/s: {'; '.join(said)}", flush=True)
 
 
@@ -42,8 +41,8 @@ def compare(model: VQModel, size: int, counts: Sequence[int], rounds: int) -> di
     images = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), np.uint8)
     engines = {}
     for pixels in (256 * 256 * count for count in counts):
-        engine_cpu.AT_ONCE_PIXELS = engine_cpu.AT_ONCE_MOST = pixels
-        engines[engine_cpu.images_at_once(size)] = Engine(model, image_size=size)
+        cpu.AT_ONCE_PIXELS = cpu.AT_ONCE_MOST = pixels
+        engines[cpu.images_at_once(size)] = Engine(model, image_size=size)
     rates: dict[int, list[float]] = {at_once: [] for at_once in engines}
     for _ in range(rounds):
         for at_once, engine in engines.items():

@@ -14,9 +14,10 @@ import threading
 import time
 from pathlib import Path
 
-from pipeline import driver, fleet
+from pipeline import driver
 from pipeline.config import resolve
 from pipeline.messages import ShardReport, Task
+from pipeline.on_ray import fleet
 from pipeline.schedule import Failure
 from tests.scale.run import prepare
 from tests.support.commands import environment
@@ -41,7 +42,7 @@ class Sleeper(StandIn):
 
 
 class RemoteSleeper(RemoteStandIn):
-    """`pipeline.cluster.RemoteWorker` around it."""
+    """`pipeline.on_ray.cluster.RemoteWorker` around it."""
 
     def __init__(self, *arguments: object) -> None:
         self._worker = Sleeper(*arguments)

@@ -11,8 +11,8 @@ from pipeline.config import ClusterConfig
 from pipeline.errors import RunFailed, UsageError
 from pipeline.exports.job import ExportConfig, export
 from pipeline.exports.source import open_source
+from pipeline.on_ray.tasks import Tasks
 from pipeline.storage import Storage
-from pipeline.tasks import Tasks
 from tests.support.token_runs import make_run
 
 pytestmark = pytest.mark.system

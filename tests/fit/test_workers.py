@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from pipeline.errors import RunFailed, UsageError
 from pipeline.fit import FitTask, ImageSource, fit_folder
-from pipeline.fit_workers import fit_on_workers
 from pipeline.model.checkpoint import WEIGHTS_NAME
+from pipeline.on_ray.fit_workers import fit_on_workers
 from pipeline.training.state import STATE_FILE
 from tests.fit.cases import Notes, team_config
 

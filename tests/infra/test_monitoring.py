@@ -11,7 +11,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from pipeline.metrics import COUNTERS, GAUGES
+from pipeline.on_ray.metrics import COUNTERS, GAUGES
 from tests.support.commands import ROOT
 
 MONITORING = ROOT / "infra" / "monitoring"

@@ -8,8 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline import driver, fleet
+from pipeline import driver
 from pipeline.config import resolve
+from pipeline.on_ray import fleet
 from pipeline.output import Output
 from pipeline.progress import Plain, Snapshot
 from pipeline.resume import what_is_left

@@ -56,7 +56,7 @@ class Stream:
 
 
 class SlowGpu:
-    """Answers like `pipeline.engine_cuda.Gpu`.
+    """Answers like `pipeline.engine.cuda.Gpu`.
 
     Args:
         seed: of the lots.

@@ -138,7 +138,7 @@ class StandIn:
 
 
 class RemoteStandIn:
-    """`pipeline.cluster.RemoteWorker` around a stand-in."""
+    """`pipeline.on_ray.cluster.RemoteWorker` around a stand-in."""
 
     def __init__(self, *arguments: object) -> None:
         self._worker = StandIn(*arguments)  # type: ignore[arg-type]

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import ray
 
-from pipeline import cluster, driver, feeders
+from pipeline import driver
 from pipeline.config import JobConfig, resolve
-from pipeline.feeders import Feeders
 from pipeline.monitor import ExitCode
+from pipeline.on_ray import cluster, feeders
+from pipeline.on_ray.feeders import Feeders
 from pipeline.shards.manifest import freeze
 from pipeline.storage import Storage
 from tests.support.commands import parts

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline import driver, ending, fleet, output
+from pipeline import driver, ending, output
 from pipeline.config import resolve
 from pipeline.errors import RunFailed, UsageError
 from pipeline.monitor import ExitCode, Result
+from pipeline.on_ray import fleet
 from pipeline.output import Output
 from pipeline.progress import Fact, Snapshot
 from pipeline.shards.manifest import freeze

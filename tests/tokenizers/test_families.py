@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.encoding import ModelConfig, Precision
+from pipeline.engine.forward import Forward
 from pipeline.errors import ModelError
 from pipeline.fingerprint import fingerprint, identity
-from pipeline.forward import Forward
 from pipeline.model import Tokenizer, VQModel
 from pipeline.model.checkpoint import write_folder
 from pipeline.tokenizers import families, load_tokenizer

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline import calibration
 from pipeline.encoding import Precision, Trial, candidates, choose
-from pipeline.engine import Engine
-from pipeline.forward import Forward
+from pipeline.engine import Engine, calibration
+from pipeline.engine.forward import Forward
 from pipeline.model import VQModel
 from tests.benchmarks.gpu.ceilings import Figures, seconds, synchronize
 from tests.benchmarks.gpu.geometries import Scale, build, gigaflops, photographs

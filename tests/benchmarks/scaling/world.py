@@ -1,6 +1,6 @@
 """A fleet on virtual time: actors that draw how long things take, on nodes that come and go.
 
-It stands in the place of `pipeline.fleet.Fleet`; everything above it is the driver and the schedule of a run. An
+It stands in the place of `pipeline.on_ray.fleet.Fleet`; everything above it is the driver and the schedule of a run. An
 attempt opens its stream, moves its images through its actor's device, which attempts share, and finishes its part. What
 the driver itself spends on Ray passes on the same clock.
 """
@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cluster import Placement
 from pipeline.commit import Outcome
 from pipeline.config import JobConfig
 from pipeline.encoding import Precision, Trial
-from pipeline.fleet import Actor, Call, Fleet, Lost
 from pipeline.messages import Calibration, Identity, Pulse, ShardReport, Task
 from pipeline.meter import Reading
+from pipeline.on_ray.cluster import Placement
+from pipeline.on_ray.fleet import Actor, Call, Fleet, Lost
 from pipeline.qa.evidence import QaReport, pack
 from pipeline.schedule import Assignment, Failure, Kind
 from pipeline.tokens.schema import Counts, TokenSpec

@@ -217,7 +217,7 @@ PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "pipeline.tokenize_shard": _patch_attempt,
     "pipeline.feed": _patch_feed,
     "pipeline.tokens.writer": _patch_writer,
-    "pipeline.engine": _patch_engine,
+    "pipeline.engine.engine": _patch_engine,
     "pipeline.worker": _patch_worker,
     "pipeline.storage": _patch_storage,
     "pipeline.output": _patch_output,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.encoding import Precision, Trial
-from pipeline.engine import Engine, Images, Indices
+from pipeline.engine.engine import Engine, Images, Indices
 from pipeline.errors import ModelError
 
 LARGEST_BATCH = 512

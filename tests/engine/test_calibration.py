@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.calibration import BatchSizes, sweep, try_precisions
 from pipeline.encoding import Precision, Trial, candidates, choose
 from pipeline.engine import Engine
+from pipeline.engine.calibration import BatchSizes, sweep, try_precisions
 from pipeline.errors import ModelError
 from pipeline.model import VQModel
-from tests.test_engine import images, overflowing
+from tests.engine.test_engine import images, overflowing
 
 EXACT, TF32, BF16, FP16 = Precision.EXACT, Precision.TF32, Precision.BF16, Precision.FP16
 
@@ -53,7 +53,7 @@ def test_exact_alone_is_not_measured(model: VQModel, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.calibration.RATE_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.engine.calibration.RATE_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("quick")
@@ -118,7 +118,7 @@ def test_batch_grows_until_throughput_flattens_or_memory_is_short(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return found
 
-    monkeypatch.setattr("pipeline.calibration.measure_rate", rate)
+    monkeypatch.setattr("pipeline.engine.calibration.measure_rate", rate)
     engine = Sweepable()
     assert list(sweep(engine, images(1), None)) == tried
     assert (engine.batch_size, engine.halves) == (chosen, True)
@@ -128,7 +128,7 @@ def test_model_that_does_not_fit_at_all(monkeypatch: pytest.MonkeyPatch) -> None
     def rate(*_: object) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("pipeline.calibration.measure_rate", rate)
+    monkeypatch.setattr("pipeline.engine.calibration.measure_rate", rate)
     with pytest.raises(ModelError, match="batches of 8 images of 32 pixels do not fit"):
         sweep(Sweepable(), images(1), None)
 

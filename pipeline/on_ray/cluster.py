@@ -1,7 +1,4 @@
-"""The Ray cluster of a run: joined or started here, and how many actors it gets.
-
-Only `fleet`, `fit_workers` and this room speak Ray.
-"""
+"""The Ray cluster of a run: joined or started here, and how many actors it gets."""
 
 import logging
 import os

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from pipeline.encoding import Precision
-from pipeline.engine_cuda import CudaLine
-from pipeline.forward import HALVES, Forward, arithmetic
+from pipeline.engine.cuda import CudaLine
+from pipeline.engine.forward import HALVES, Forward, arithmetic
 from pipeline.meter import Meter
 from pipeline.model import VQModel
+from tests.engine.test_engine import images, overflowing
 from tests.support.slow_gpu import SlowGpu
-from tests.test_engine import images, overflowing
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,10 @@
-"""A run's figures as metrics of Ray, which offers them to Prometheus on every node. It speaks Ray.
+"""A run's figures as metrics of Ray, which offers them to Prometheus on every node.
 
 The driver tells them, twice a second at most, from what the actors told it: nothing happens for an image. In Prometheus
 they are called `ray_tokenmill_...`, with the label `run`; infra/monitoring draws them and rings at them.
 """
 
+import sys
 from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge
@@ -15,7 +16,8 @@ COUNTERS = {
     "tokens": ("tokens made", ()),
     "samples": ("samples read", ()),
     "bytes_read": ("bytes of shards read", ()),
-    "rejects": ("samples that became no row", ("reason",)),
+    "rejected": ("samples that became no row", ()),
+    "rejects": ("the same by reason", ("reason",)),
     "stage_seconds": ("seconds of work, over all threads", ("stage",)),
 }
 GAUGES = {
@@ -27,6 +29,7 @@ GAUGES = {
     "agreement": ("share of the tokens of precision exact, measured at the start", ()),
     "psnr": ("of the reconstructions of the shard judged last (dB)", ()),
 }
+NOTHING = sys.float_info.min  # Ray's counters take no zero; this is lost in the first true count
 
 
 class Metrics:
@@ -48,6 +51,9 @@ class Metrics:
             for name, (text, tags) in GAUGES.items()
         }
         self._told: dict[tuple[str, str], float] = {}
+        for name, (_, tags) in COUNTERS.items():
+            if not tags:  # a rate needs an earlier value: what came before the first scrape would never ring
+                self._count(name, "", NOTHING)
 
     def show(self, snapshot: Snapshot) -> None:
         for name, label, value in figures(snapshot):
@@ -70,7 +76,7 @@ class Metrics:
         self._progress.close()
 
     def _count(self, name: str, label: str, value: float) -> None:
-        """Tell what a counter has gained; Ray takes no zero, and without a first value Prometheus sees no rise."""
+        """Tell what a counter has gained."""
         gained = value - self._told.get((name, label), 0.0)
         if gained > 0:
             self._told[name, label] = value
@@ -88,6 +94,7 @@ def figures(snapshot: Snapshot) -> list[tuple[str, str, float]]:
         "tokens": total.tokens,
         "samples": total.samples,
         "bytes_read": total.bytes_read,
+        "rejected": sum(total.reasons.values()),
         "actors": snapshot.actors,
         "idle_seconds": snapshot.idle,
         "agreement": snapshot.agreement,

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.encoding import ModelConfig, Precision, batch_shapes, padded_size
 from pipeline.engine import Engine
-from pipeline.engine_cpu import images_at_once
+from pipeline.engine.cpu import images_at_once
 from pipeline.errors import ModelError
 from pipeline.meter import Meter
 from pipeline.model import VQModel
@@ -50,9 +50,7 @@ def test_tokens_do_not_depend_on_the_cores(model: VQModel, threads: int) -> None
     assert np.array_equal(engine.encode(batch), Engine(model, image_size=32, threads=5).encode(batch))
 
 
-@pytest.mark.parametrize(
-    ("size", "at_once"), [(8, 16), (64, 16), (96, 7), (128, 4), (256, 1), (384, 1), (4096, 1)]
-)
+@pytest.mark.parametrize(("size", "at_once"), [(8, 16), (64, 16), (96, 7), (128, 4), (256, 1), (384, 1), (4096, 1)])
 def test_images_that_a_core_takes_at_once(size: int, at_once: int) -> None:
     assert images_at_once(size) == at_once
 

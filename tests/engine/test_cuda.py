@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.engine_cuda import CudaLine, Started
+from pipeline.engine.cuda import CudaLine, Started
 from pipeline.meter import Meter
 from tests.support.slow_gpu import Event, SlowGpu, Stream
 
@@ -77,7 +77,7 @@ def test_slot_that_is_used_too_early_is_seen(monkeypatch: pytest.MonkeyPatch) ->
             self._slots[0].last = None
             return super().start(batch)
 
-    monkeypatch.setattr("tests.test_engine_cuda.CudaLine", Forgetful)
+    monkeypatch.setattr("tests.engine.test_cuda.CudaLine", Forgetful)
     assert wrong_batches(SlowGpu(2, 0.1), 2) > 5
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pipeline.encoding import padded_size
-from pipeline.forward import Forward
+from pipeline.engine.forward import Forward
 from pipeline.meter import Meter, Part
 
 SLOTS = 3  # one on the device, one being copied, one being filled

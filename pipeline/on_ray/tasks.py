@@ -1,7 +1,4 @@
-"""Many small pieces of work on a Ray cluster: each a task of one core.
-
-With `cluster`, `fleet` and `fit_workers` the only room that makes Ray calls.
-"""
+"""Many small pieces of work on a Ray cluster: each a task of one core."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +8,9 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.cluster import cluster
 from pipeline.config import ClusterConfig, JobConfig
 from pipeline.errors import RunFailed, StorageError, TokenmillError
+from pipeline.on_ray.cluster import cluster
 
 RETRIES = 3  # of a task whose node or process died, or whose store was down
 

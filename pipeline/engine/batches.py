@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.engine import Encoding, Engine, Images
+from pipeline.engine.engine import Encoding, Engine, Images
 from pipeline.images import View
 from pipeline.tokens.schema import Grids, Row
 

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import submission
 from pipeline.config import resolve
 from pipeline.errors import UsageError
-from pipeline.job_folder import write_job
-from pipeline.slurm import submit, write_script
-from pipeline.submission import Jobs, chosen_environment
+from pipeline.submit import ray_jobs
+from pipeline.submit.job_folder import write_job
+from pipeline.submit.ray_jobs import Jobs, chosen_environment
+from pipeline.submit.slurm import submit, write_script
 
 
 def job(folder: Path, *settings: str, shards: str = "s3://b/{0..9}.tar") -> str:
@@ -119,14 +119,14 @@ class Cut:
             self.away -= 1
             raise ConnectionError("no route")
         over = not self.logs
-        status = submission.JobStatus.FAILED if over else submission.JobStatus.RUNNING
+        status = ray_jobs.JobStatus.FAILED if over else ray_jobs.JobStatus.RUNNING
         return SimpleNamespace(status=status, driver_exit_code=3 if over else None, message="")
 
 
 def test_log_goes_on_where_it_was_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submission, "JobSubmissionClient", Cut)
-    monkeypatch.setattr(submission, "WAIT_SECONDS", 0.0)
-    monkeypatch.setattr(submission.tenacity, "wait_exponential", lambda **_: submission.tenacity.wait_none())
+    monkeypatch.setattr(ray_jobs, "JobSubmissionClient", Cut)
+    monkeypatch.setattr(ray_jobs, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(ray_jobs.tenacity, "wait_exponential", lambda **_: ray_jobs.tenacity.wait_none())
     jobs = Jobs("http://127.0.0.1:8265")
 
     async def shown() -> str:

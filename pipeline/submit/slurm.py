@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import UsageError
-from pipeline.job_folder import JOB_FILE
+from pipeline.submit.job_folder import JOB_FILE
 
 SCRIPT_FILE = "run.sbatch"
 NOTICE_SECONDS = 120  # before the time limit ends the job, so that the run drains

@@ -1,4 +1,4 @@
-"""The decode actors of a run: who of them is free, and who reads for which attempt. It speaks Ray.
+"""The decode actors of a run: who of them is free, and who reads for which attempt.
 
 An attempt is fed by a decode actor if one is free when it begins, else its own actor decodes. Ray starts one again that
 died; the attempt which it fed fails without blame.
@@ -9,8 +9,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from pipeline.cluster import RemoteDecoder
 from pipeline.config import JobConfig
+from pipeline.on_ray.cluster import RemoteDecoder
 from pipeline.schedule import Assignment
 
 

@@ -1,8 +1,8 @@
 """A tokenizer on one device: uint8 images in, indices out, a few fixed batch shapes, nothing waits.
 
 * `submit` hands a batch to the device's lane and returns at once; the caller keeps two or so in flight.
-* On CUDA copies, kernels and results overlap: see `engine_cuda`.
-* On a CPU every core encodes a few images at a time, whatever the batch: see `engine_cpu`.
+* On CUDA copies, kernels and results overlap: see `cuda`.
+* On a CPU every core encodes a few images at a time, whatever the batch: see `cpu`.
 * An image whose latents leave the range of a half precision is encoded again in float32, alone with its like.
 """
 
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from pipeline.encoding import Precision, batch_shapes
-from pipeline.engine_cpu import Pieces, cpu_lanes, images_at_once, in_pieces
-from pipeline.engine_cuda import CudaLine, Gpu, Result, Started
+from pipeline.engine.cpu import Pieces, cpu_lanes, images_at_once, in_pieces
+from pipeline.engine.cuda import CudaLine, Gpu, Result, Started
+from pipeline.engine.forward import Forward, arithmetic
 from pipeline.errors import ModelError
-from pipeline.forward import Forward, arithmetic
 from pipeline.meter import Meter, Part
 from pipeline.model import Tokenizer, denormalise
 from pipeline.tokens.schema import TokenSpec

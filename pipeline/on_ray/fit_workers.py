@@ -1,4 +1,4 @@
-"""A training on several workers, through Ray Train. With `cluster` and `fleet` the only room that makes Ray calls.
+"""A training on several workers, through Ray Train.
 
 Ray Train starts the processes, gives each its device and joins them in a torch process group (NCCL on GPUs, gloo on
 CPUs); everything else is `pipeline.fit`, which knows a team when it is in one. What the leader reports reaches the
@@ -14,12 +14,12 @@ from typing import Any
 
 import ray
 
-from pipeline.cluster import Placement, cluster
 from pipeline.config import ClusterConfig, JobConfig
 from pipeline.errors import RunFailed, TokenmillError, UsageError
 from pipeline.fit.config import FitConfig
 from pipeline.fit.folder import FitTask, fit_folder
 from pipeline.fit.trainer import FitReport
+from pipeline.on_ray.cluster import Placement, cluster
 from pipeline.training.state import STATE_FILE
 from pipeline.training.watcher import Watcher
 

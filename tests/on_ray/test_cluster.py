@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.cluster import _place
 from pipeline.config import JobConfig
 from pipeline.errors import UsageError
+from pipeline.on_ray.cluster import _place
 
 GPU_NODE, SMALL_GPU_NODE, HEAD = {"CPU": 96.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 2.0}, {"CPU": 64.0}
 GROWING = {"address": "auto", "actors": "1..16", "gpus_per_actor": 1, "cpus_per_actor": 12}

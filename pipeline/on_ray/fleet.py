@@ -1,4 +1,4 @@
-"""The actors of a run: started, asked, listened to, ended. It speaks Ray, as `cluster` and `fit_workers` do."""
+"""The actors of a run: started, asked, listened to, ended."""
 
 import itertools
 import time
@@ -10,10 +10,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from pipeline.cluster import Placement, RemoteWorker
 from pipeline.config import JobConfig
-from pipeline.feeders import Feeders
 from pipeline.messages import ShardReport
+from pipeline.on_ray.cluster import Placement, RemoteWorker
+from pipeline.on_ray.feeders import Feeders
 from pipeline.schedule import Assignment
 
 PULSE_SECONDS = 1.0
