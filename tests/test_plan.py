@@ -12,6 +12,7 @@ from pipeline.engine import Engine
 from pipeline.engine.cpu import Result
 from pipeline.images import Prepared
 from pipeline.isolation import prepare_sample
+from pipeline.meter import Part
 from pipeline.plan import plan
 from pipeline.shards.tar import Sample, TarReader
 
@@ -41,7 +42,7 @@ def slow_encode(encode: Callable[..., Result]) -> Callable[..., Result]:
 
     def slower(self: Engine, forward: object, images: Any) -> Result:
         fired.append("encode")
-        with self.meter.busy("encode"):  # type: ignore[arg-type]
+        with self.meter.busy(Part.ENCODE):
             time.sleep(SECONDS * len(images))
         return encode(self, forward, images)
 

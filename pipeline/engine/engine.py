@@ -171,7 +171,9 @@ class Engine:
 
         The device takes them in turn with the batches; only the caller waits for them.
         """
-        images, done = self.lend(lambda: self._run_decoder(indices))
+        if self.device.type == "cpu":
+            return torch.cat(list(self._lanes.map(self._decode_piece, self._pieces(indices)))).numpy()
+        images, done = self.lend(lambda: self._decode_all(indices))
         if done is not None:
             done.synchronize()
         return images.cpu().numpy()
@@ -207,13 +209,18 @@ class Engine:
         self.overflowed += len(images)
         return in_pieces(self._lanes, partial(self._piece, self._exact), images, self._at_once).result()[0]
 
-    def _run_decoder(self, indices: Indices) -> tuple[Tensor, Any]:
-        """The images, and on CUDA the event after which they are there."""
-        grids = torch.from_numpy(indices).to(self.device)
+    def _pieces(self, indices: Indices) -> list[Indices]:
+        return [indices[i : i + self._at_once] for i in range(0, len(indices), self._at_once)] or [indices]
+
+    def _decode_piece(self, indices: Indices) -> Tensor:
+        """The images of a few grids, now."""
         loose = Precision.EXACT if self.precision is Precision.EXACT else Precision.TF32
         with arithmetic(self.device, loose):
-            parts = [self._model.decode_indices(some) for some in torch.split(grids, self._at_once)]
-            images = torch.cat([denormalise(part) for part in parts])
+            return denormalise(self._model.decode_indices(torch.from_numpy(indices).to(self.device)))
+
+    def _decode_all(self, indices: Indices) -> tuple[Tensor, Any]:
+        """The images, and on CUDA the event after which they are there."""
+        images = torch.cat([self._decode_piece(piece) for piece in self._pieces(indices)])
         return images, torch.cuda.current_stream(self.device).record_event() if self._cuda else None
 
 
