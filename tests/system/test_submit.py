@@ -49,6 +49,15 @@ class Prometheus:
         with urllib.request.urlopen(f"{self.url}/api/v1/query_range?{urllib.parse.urlencode(asked)}") as answer:
             return json.load(answer)["data"]["result"]
 
+    def summary(self) -> str:
+        """The last value of everything that the alerts look at."""
+        names = (
+            "up",
+            "ALERTS",
+            *(f"ray_tokenmill_{name}" for name in ("idle_seconds", "samples_total", "rejected_total")),
+        )
+        return "; ".join(f"{name}: {[one['values'][-1][1] for one in self.seen(name)]}" for name in names)
+
     def rang(self) -> set[str]:
         """The alerts that have fired so far."""
         return {series["metric"]["alertname"] for series in self.seen('ALERTS{alertstate="firing"}')}
@@ -118,7 +127,11 @@ class Story:
         """Live through it."""
         self.knock()
         followed = start(*self.arguments(), **self.environment)
-        wait_until(lambda: {"TokenmillStalled", "TokenmillRejectStorm"} <= self.watch.rang(), followed)
+        try:
+            wait_until(lambda: {"TokenmillStalled", "TokenmillRejectStorm"} <= self.watch.rang(), followed)
+        except AssertionError as error:
+            error.add_note(self.watch.summary())
+            raise
         os.kill(followed.pid, signal.SIGINT)
         self.keep("followed", followed)
         waiting = start(*self.arguments("--wait"), **self.environment)
