@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.config import ClusterConfig
     from pipeline.exports.job import Runner
 
-NAMES = "hf, llamagen, llamagen-t2i, rar, 4m, open-muse, maskgit, dalle-mini, bin, mds"
+NAMES = "hf, llamagen, llamagen-t2i, rar, 4m, open-muse, maskgit, webdataset, dalle-mini, bin, mds"
 
 
 def main(

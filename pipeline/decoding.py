@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.encoding import ModelConfig, ValueRange
 from pipeline.errors import ModelError, UsageError
-from pipeline.exports.format import key_of, tar_writer
+from pipeline.exports.format import key_of, tar_writer, text_of
 from pipeline.exports.source import Source
-from pipeline.model import Tokenizer
+from pipeline.model import Tokenizer, denormalise
 from pipeline.scratch import draft_folder
 from pipeline.shards.manifest import shard_id
 from pipeline.tokenizers import load_tokenizer
@@ -32,7 +32,8 @@ BATCH = 8  # images that the model decodes at once
 TAR_SAMPLES = 1000
 KEY_THREADS = 8  # parts whose keys are looked through at once
 COLUMNS = ("key", "shard", "sample_index", "view", "tokens", "grid_height", "grid_width", "caption", "label")
-_ODD = re.compile(r"[^\w.-]+")  # in a key, which is somebody else's: `../x` must not become a path
+# In a key, which is somebody else's: `../x` must not become a path, and a letter must be a byte, as names have 255.
+_ODD = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 class DecodeConfig(BaseModel):
@@ -163,8 +164,8 @@ def _pictures(source: Source, rows: npt.NDArray[np.int64], model: Tokenizer) -> 
 
 def _decoded(rows: Sequence[dict[str, Any]], grid: tuple[int, int], model: Tokenizer) -> Iterator[Picture]:
     indices = torch.tensor([row.pop("tokens") for row in rows], device=model.device).reshape(len(rows), *grid)
-    images = model.decode_indices(indices).float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    for row, pixels in zip(rows, images.permute(0, 2, 3, 1).cpu().numpy(), strict=True):
+    images = denormalise(model.decode_indices(indices))
+    for row, pixels in zip(rows, images.cpu().numpy(), strict=True):
         yield Picture(row, pixels)
 
 
@@ -185,7 +186,7 @@ def _write_tars(source: Source, pictures: Iterator[Picture], to: str) -> int:
 def _members(picture: Picture) -> dict[str, bytes]:
     told = {name: picture.row[name] for name in ("key", "shard", "sample_index", "view")}
     members = {"png": picture.encoded("png"), "json": json.dumps(told).encode()}
-    members["txt"] = (picture.row.get("caption") or "").encode()
+    members["txt"] = text_of(picture.row)
     if picture.row.get("label") is not None:
         members["cls"] = str(picture.row["label"]).encode()
     return members

@@ -18,6 +18,7 @@ from pipeline.exports.maskgit import MaskGit
 from pipeline.exports.mds import Mds
 from pipeline.exports.open_muse import OpenMuse
 from pipeline.exports.rar import Rar
+from pipeline.exports.webdataset import WebDataset
 
 FORMATS: dict[str, type[Format]] = {
     "hf": HuggingFace,
@@ -27,6 +28,7 @@ FORMATS: dict[str, type[Format]] = {
     "4m": FourM,
     "open-muse": OpenMuse,
     "maskgit": MaskGit,
+    "webdataset": WebDataset,
     "dalle-mini": DalleMini,
     "bin": Binary,
     "mds": Mds,

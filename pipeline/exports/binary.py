@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.exports.format import Format, Note, Unit, make_file
 from pipeline.exports.source import Source, tokens_of
-
-NO_LABEL = -1
+from pipeline.tokens.columns import NO_NUMBER
 
 
 class Binary(Format):
@@ -40,7 +39,7 @@ class Binary(Format):
             for table in source.read(unit.start, unit.stop, ["tokens", *(["label"] if labelled else [])]):
                 tokens.write(tokens_of(table, dtype).tobytes())
                 if labels is not None:
-                    column = pc.fill_null(table.column("label").combine_chunks(), NO_LABEL)
+                    column = pc.fill_null(table.column("label").combine_chunks(), NO_NUMBER)
                     labels.write(column.to_numpy().astype("<i8").tobytes())
                 rows += table.num_rows
         return rows, {}

@@ -41,12 +41,14 @@ class Format(ABC):
 
     Attributes:
         samples_whole: all views of a sample go into one unit.
+        unit_per_part: a unit is a part of the run, if the user does not say.
         unit_rows: rows of a unit, if the user does not say.
         joins: name of a file -> pattern of the units' files that it is made of, in order; these are then removed.
         advice: what the user must know before training on it.
     """
 
     samples_whole: ClassVar[bool] = False
+    unit_per_part: ClassVar[bool] = False
     unit_rows: ClassVar[int] = 10_000
     joins: ClassVar[Mapping[str, str]] = MappingProxyType({})
     advice: ClassVar[str] = ""
@@ -95,6 +97,11 @@ def make_file(folder: Path, name: str) -> Path:
     return path
 
 
+def text_of(row: Mapping[str, Any]) -> bytes:
+    """The caption of a row; empty where there is none."""
+    return (row.get("caption") or "").encode()
+
+
 def npy(array: npt.NDArray[Any]) -> bytes:
     """An array as an `.npy` file."""
     buffer = io.BytesIO()
@@ -110,5 +117,5 @@ def tar_writer(path: Path) -> "TarWriter":
 
 
 def key_of(row: int) -> str:
-    """The key of a row in a tar: its place in the export, since keys of different shards may be equal."""
+    """The key of a row in a tar: its number in the export, since views share a key, and keys of shards may be equal."""
     return f"{row:09d}"

@@ -18,6 +18,7 @@ from pipeline.tokens.writer import parquet_options
 from pipeline.urls import local_path
 
 FILE_BYTES = 1e9  # files come out between half of it and all of it, but for small runs
+FILES = "data/train-*.parquet"
 GROUP_ROWS = 2000  # as in the parts: a random row then costs milliseconds
 
 
@@ -41,12 +42,12 @@ class HuggingFace(Format):
     def finish(self, source: Source, notes: Sequence[Note]) -> Mapping[str, bytes]:
         sizes = {name: sum(note[name] for note in notes) for name in ("num_bytes", "download_size")}
         summary = {**source.summary, "rows": source.rows}
-        card = dataset_card(source.job, summary, source.parts.schema, files="data/train-*.parquet", export=sizes)
+        card = dataset_card(source.job, summary, source.parts.schema, files=FILES, export=sizes)
         return {"README.md": card.encode()}
 
 
 def upload(folder: str, repo: str) -> str:
-    """Send a finished export to a data set of the Hub, in one commit; returns where it is.
+    """Send a finished export to a data set of the Hub, in one commit that leaves no other of its files; returns where.
 
     Args:
         folder: a local folder.
@@ -62,7 +63,13 @@ def upload(folder: str, repo: str) -> str:
     assert path is not None, f"not a local folder: {folder}"
     try:
         hub.create_repo(repo, repo_type="dataset", exist_ok=True, private=True)
-        hub.upload_folder(repo_id=repo, folder_path=path, repo_type="dataset", ignore_patterns=["_tokenmill/**"])
+        hub.upload_folder(
+            repo_id=repo,
+            folder_path=path,
+            repo_type="dataset",
+            ignore_patterns=["_tokenmill/**"],
+            delete_patterns=[FILES],  # of an earlier upload that was cut in another number of files
+        )
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
         raise UsageError(f"the Hub did not take {repo}; the export itself is complete in {path}: {error}") from error
     return f"{hub.endpoint}/datasets/{repo} (private, if it is new)"

@@ -5,17 +5,21 @@
     TO/_tokenmill/units/NNNNNN.json receipt of a unit, published after its files
     TO/_tokenmill/_SUCCESS          written last
 
-A unit's files depend on `export.json` alone, and every file is published by a create-if-absent. So a unit that is done
-twice, or half by a process that died, ends in the same files; one that has its receipt is not done again.
+An export begins in an empty place, so that nothing of somebody else's can be taken for its files. A unit's files depend
+on `export.json` alone, and each is published by a create-if-absent: a file that is there already must have the same
+bytes. So a unit that is done twice, or half by a process that died, ends in the same files; one that has its receipt is
+not done again.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from glob import escape
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -120,7 +124,7 @@ def export(
         on_unit: called with (units done, units in all).
 
     Raises:
-        UsageError: the format cannot hold this run, or another export lies there.
+        UsageError: the format cannot hold this run, or something else lies there.
         RunFailed: the accounts do not close.
     """
     if config.format not in FORMATS:
@@ -140,12 +144,15 @@ def export(
 
 
 def plan(source: Source, layout: Format, rows_per_file: int | None) -> list[Unit]:
-    """The rows of a run cut into units, at samples where the format wants it."""
-    multiple = source.views if layout.samples_whole else 1
-    rows = rows_per_file or layout.rows_per_unit(source)
-    rows = max(1, -(-rows // multiple)) * multiple
-    starts = range(0, source.rows, rows)
-    return [Unit(number, len(starts), start, min(start + rows, source.rows)) for number, start in enumerate(starts)]
+    """The rows of a run cut into units: at its parts or samples where the format wants it."""
+    if layout.unit_per_part and rows_per_file is None:
+        cuts = [0, *accumulate(source.part_rows)]
+    else:
+        multiple = source.views if layout.samples_whole else 1
+        rows = rows_per_file or layout.rows_per_unit(source)
+        rows = max(1, -(-rows // multiple)) * multiple
+        cuts = [*range(0, source.rows, rows), source.rows]
+    return [Unit(number, len(cuts) - 1, start, stop) for number, (start, stop) in enumerate(pairwise(cuts))]
 
 
 def write_unit(work: Work, unit: Unit) -> Receipt:
@@ -175,7 +182,11 @@ def write_unit(work: Work, unit: Unit) -> Receipt:
 
 
 def _claim(source: Source, config: ExportConfig, units: int, to: str) -> None:
-    """Write export.json if there is none, else see that it describes this export."""
+    """Write export.json if there is none, else see that it describes this export.
+
+    Raises:
+        UsageError: it describes another one, or there is none and the place is not empty.
+    """
     wanted = {
         "version": 1,
         "format": config.format,
@@ -188,10 +199,11 @@ def _claim(source: Source, config: ExportConfig, units: int, to: str) -> None:
         "units": units,
     }
     url = join(to, FOLDER, "export.json")
-    with draft_folder() as folder:
-        path = folder / "export.json"
-        path.write_text(json.dumps(wanted, indent=2))
-        with suppress(AlreadyExists):
+    if not source.storage.exists(url):
+        _check_empty(source.storage, to, url)
+        with draft_folder() as folder, suppress(AlreadyExists):
+            path = folder / "export.json"
+            path.write_text(json.dumps(wanted, indent=2))
             publish(source.storage, path, url)
     there = json.loads(source.storage.read(url))
     if differing := [f"{name}: {there.get(name)!r} there, {wanted[name]!r} here" for name in wanted
@@ -199,17 +211,39 @@ def _claim(source: Source, config: ExportConfig, units: int, to: str) -> None:
         raise UsageError(f"{to} holds another export ({'; '.join(differing)}); give another --to, or empty it")
 
 
+def _check_empty(storage: Storage, to: str, claim: str) -> None:
+    """See that nothing lies where an export is to begin: readers of most formats take whatever file they find."""
+    found = storage.glob(f"{escape(to)}/**")
+    if found and not storage.exists(claim):  # else the same export was begun by somebody else a moment ago
+        raise UsageError(
+            f"--to must be an empty or new folder, got {to}, which holds {found[0].url.removeprefix(to + '/')} and "
+            f"{len(found) - 1} more files; give another --to"
+        )
+
+
 def _publish(storage: Storage, path: Path, url: str) -> None:
-    """Publish a file of a unit. An equal one may be there, from an attempt that did not come to its receipt."""
+    """Publish a file of an export. An equal one may be there, from an attempt that did not come to its receipt.
+
+    Raises:
+        UsageError: another one is there.
+    """
     try:
         publish(storage, path, url)
     except AlreadyExists:
-        there = storage.stat(url).size
-        if there != path.stat().st_size:
+        if not _same(storage, path, url):
             raise UsageError(
-                f"{url}: has {there} bytes, this export would write {path.stat().st_size}; was it begun by another "
-                "version? Give another --to, or empty it"
+                f"{url}: is not the file that this export would write; was it put there meanwhile, or was the export "
+                "begun by another version? Give another --to, or empty it"
             ) from None
+
+
+def _same(storage: Storage, path: Path, url: str) -> bool:
+    """Whether an object has the bytes of a file."""
+    with storage.open_random(url) as there, open(path, "rb") as here:
+        while data := here.read(COPY_BYTES):
+            if there.read(COPY_BYTES) != data:
+                return False
+        return not there.read(1)
 
 
 def _receipt_url(to: str, number: int) -> str:
@@ -236,13 +270,13 @@ def _finish(source: Source, layout: Format, to: str, receipts: Sequence[Receipt]
     written = sum(receipt.rows for receipt in receipts)
     if written != source.rows:
         raise RunFailed(f"{to}: the accounts do not close: {source.rows} rows in the run, {written} exported")
+    beside = layout.finish(source, [receipt.note for receipt in receipts])
     pieces = {name: pattern for name, pattern in layout.joins.items() if _matching(storage, to, pattern)}
-    joined = bool(layout.joins) and all(storage.exists(join(to, name)) for name in pieces)
-    if not joined:  # else pieces may have been removed already
-        _check_files(storage, to, receipts)
+    if not _joined(storage, to, layout, receipts):
+        _check_files(storage, to, receipts, {*beside, *layout.joins})
         for name, pattern in pieces.items():
             _join(storage, to, name, pattern)
-    for name, data in layout.finish(source, [receipt.note for receipt in receipts]).items():
+    for name, data in beside.items():
         storage.write(join(to, name), data)
     for pattern in pieces.values():
         for url in _matching(storage, to, pattern):
@@ -250,20 +284,37 @@ def _finish(source: Source, layout: Format, to: str, receipts: Sequence[Receipt]
     storage.write(join(to, FOLDER, "_SUCCESS"), b"")
 
 
-def _check_files(storage: Storage, to: str, receipts: Iterable[Receipt]) -> None:
-    """See that the store holds as many files and bytes as the receipts tell."""
+def _joined(storage: Storage, to: str, layout: Format, receipts: Iterable[Receipt]) -> bool:
+    """Whether the pieces were joined by an attempt that died later: all their bytes are there, they may be gone."""
+    folders = {pattern.rpartition("/")[0] for pattern in layout.joins.values()}
+    told = sum(size for receipt in receipts for folder, (_, size) in receipt.files.items() if folder in folders)
+    there = sum(blob.size for blob in storage.list_folder(to) if blob.url.rpartition("/")[2] in layout.joins)
+    return bool(layout.joins) and there == told
+
+
+def _check_files(storage: Storage, to: str, receipts: Iterable[Receipt], beside: Collection[str]) -> None:
+    """See that the store holds as many files and bytes as the receipts tell.
+
+    Args:
+        storage, to: where.
+        receipts: of all units.
+        beside: names of files directly in `to` that are of no unit.
+    """
     told: Counter[tuple[str, str]] = Counter()
     for receipt in receipts:
         for folder, (count, size) in receipt.files.items():
             told[folder, "files"] += count
             told[folder, "bytes"] += size
     for folder in sorted({folder for folder, _ in told}):
-        blobs = storage.list_folder(join(to, folder) if folder else to)
+        place = join(to, folder) if folder else to
+        names = {blob.url.removeprefix(f"{place}/"): blob for blob in storage.list_folder(place)}
+        blobs = [blob for name, blob in names.items() if not name.startswith(".") and (folder or name not in beside)]
         found = {"files": len(blobs), "bytes": sum(blob.size for blob in blobs)}
         for what, number in found.items():
-            if number < told[folder, what]:
+            if number != told[folder, what]:
                 raise RunFailed(
-                    f"{to}/{folder}: {told[folder, what]} {what} were written and {number} are there; give another --to"
+                    f"{place}: {told[folder, what]} {what} were written and {number} are there, so some are gone or "
+                    "of somebody else; give another --to"
                 )
 
 
@@ -276,8 +327,7 @@ def _join(storage: Storage, to: str, name: str, pattern: str) -> None:
                 with storage.open_random(url) as piece:
                     while data := piece.read(COPY_BYTES):
                         whole.write(data)
-        with suppress(AlreadyExists):
-            publish(storage, path, join(to, name))
+        _publish(storage, path, join(to, name))
 
 
 def _matching(storage: Storage, to: str, pattern: str) -> list[str]:

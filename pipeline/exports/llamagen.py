@@ -31,7 +31,7 @@ class LlamaGen(Format):
     )
 
     def check(self, source: Source) -> None:
-        source.need("label")
+        source.need_label()
         _ = source.grid, source.views
 
     def write(self, source: Source, unit: Unit, folder: Path) -> tuple[int, Note]:

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import UsageError
 from pipeline.exports.format import Format, Note, Unit, make_file
 from pipeline.exports.source import Source, tokens_of
+from pipeline.tokens.columns import NO_NUMBER
 
-SHARD_BYTES = 1 << 26  # the default of MDSWriter; offsets are uint32
-NO_LABEL = -1
+SHARD_BYTES = 1 << 26  # the default of MDSWriter
+MOST_BYTES = 1 << 32  # of a shard: its offsets are uint32
 _NAMES = ("caption", "key", "label", "tokens", "view")  # sorted, as the format wants them
 
 
@@ -45,8 +47,13 @@ class Mds(Format):
         about = _about(columns)
         head = json.dumps(about, sort_keys=True).encode()
         start = 4 + 4 * (len(samples) + 1) + len(head)
-        offsets = np.cumsum([start, *map(len, samples)]).astype("<u4")
-        data = b"".join([np.uint32(len(samples)).tobytes(), offsets.tobytes(), head, *samples])
+        offsets = np.cumsum([start, *map(len, samples)])
+        if offsets[-1] >= MOST_BYTES:
+            raise UsageError(
+                f"a shard of MDS must be smaller than {MOST_BYTES:,} bytes, as its offsets are uint32, got "
+                f"{offsets[-1]:,} for {len(samples):,} rows; give fewer --rows-per-file"
+            )
+        data = b"".join([np.uint32(len(samples)).tobytes(), offsets.astype("<u4").tobytes(), head, *samples])
         name = f"shard.{unit.number:05d}.mds"
         make_file(folder, name).write_bytes(data)
         return len(samples), {"basename": name, "bytes": len(data), "samples": len(samples)}
@@ -96,5 +103,5 @@ def _encode(value: Any, encoding: str) -> bytes:
     if encoding == "str":
         return (value or "").encode()
     if encoding == "int":
-        return np.int64(NO_LABEL if value is None else value).tobytes()
+        return np.int64(NO_NUMBER if value is None else value).tobytes()
     return bytes(value)

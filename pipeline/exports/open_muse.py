@@ -8,7 +8,7 @@ import io
 import json
 from pathlib import Path
 
-from pipeline.exports.format import Format, Note, Unit, key_of, make_file, tar_writer
+from pipeline.exports.format import Format, Note, Unit, key_of, make_file, tar_writer, text_of
 from pipeline.exports.source import Source, tokens_of
 
 
@@ -39,7 +39,7 @@ class OpenMuse(Format):
                     json_row = {name: row[name] for name in ("key", "shard", "view")}
                     json_row |= {"original_width": row["width"], "original_height": row["height"]}
                     sample = {"__key__": key_of(unit.start + rows), member: buffer.getvalue()}
-                    sample |= {"txt": (row.get("caption") or "").encode(), "json": json.dumps(json_row).encode()}
+                    sample |= {"txt": text_of(row), "json": json.dumps(json_row).encode()}
                     tar.write(sample)
                     rows += 1
         return rows, {}

@@ -17,10 +17,13 @@ class Rar(Format):
 
     unit_rows = 100_000
     joins = MappingProxyType({"pretokenized.jsonl": "lines/pretokenized-*.jsonl"})
-    advice = "RAR was trained on the ten crops of MaskGIT's VQGAN, images in [0, 1]: recipe llamagen-tencrop-1.1"
+    advice = (
+        "RAR was trained on tokens of MaskGIT's VQGAN, which is none of the families here (docs/tokenizers.md tells "
+        "how to plug one in): image.recipe=llamagen-tencrop-1.1, model.value_range=0..1"
+    )
 
     def check(self, source: Source) -> None:
-        source.need("label")
+        source.need_label()
         _ = source.grid
 
     def write(self, source: Source, unit: Unit, folder: Path) -> tuple[int, Note]:

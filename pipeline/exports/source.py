@@ -1,6 +1,7 @@
 """What is exported: the rows of a run as one sequence, in the order of their parts."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 from pipeline.errors import UsageError
 from pipeline.output import Output
 from pipeline.storage import Storage
-from pipeline.tokens.parts import Part, Parts, find_parts, open_part
+from pipeline.tokens.parts import THREADS, Part, Parts, find_parts, open_part
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,12 @@ class Source:
     @property
     def rows(self) -> int:
         """Rows that are exported."""
-        return sum(map(self._rows_of, self.parts.parts))
+        return sum(self.part_rows)
+
+    @property
+    def part_rows(self) -> list[int]:
+        """Rows that are exported of each part."""
+        return [self._rows_of(part) for part in self.parts.parts]
 
     @property
     def views(self) -> int:
@@ -74,6 +80,25 @@ class Source:
         """
         if column not in self.parts.schema.names:
             raise UsageError(f"this format needs the column {column!r}, and the run was made without it")
+
+    def need_label(self) -> None:
+        """See that every row has a label, from the statistics in the parts' footers.
+
+        Raises:
+            UsageError: there is no such column, or a sample has none; the message names one.
+        """
+        self.need("label")
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(self._check_labels, self.parts.parts))
+
+    def _check_labels(self, part: Part) -> None:
+        with open_part(self.storage, part) as parquet:
+            paths = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
+            column = paths.index("label")
+            for group in range(len(part.group_rows)):
+                statistics = parquet.metadata.row_group(group).column(column).statistics
+                if statistics is None or not statistics.has_null_count or statistics.null_count:
+                    labels_of(parquet.read_row_group(group, columns=["key", "label"]))
 
     def read(self, start: int, stop: int, columns: list[str] | None = None, multiple: int = 1) -> Iterator[pa.Table]:
         """The rows [start, stop) of the sequence, a row group at a time.
