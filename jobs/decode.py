@@ -1,12 +1,14 @@
 """`tokenmill decode`: rows of a run back to pictures."""
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.options import Settings, Store, out, storage_for
-from pipeline.errors import UsageError
+from pipeline.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from pipeline.storage import Storage
 
 
 def main(
@@ -15,7 +17,7 @@ def main(
     keys: Annotated[
         list[str] | None,
         typer.Option(
-            "--keys", metavar="KEY", help="Rows of this key, or of @list.txt. Repeatable.", show_default=False
+            "--keys", metavar="KEY", help="Rows of this key, or of @URL of a list. Repeatable.", show_default=False
         ),
     ] = None,
     sample: Annotated[int | None, typer.Option(min=1, help="So many rows by lot.", show_default=False)] = None,
@@ -35,21 +37,23 @@ def main(
 
     if form not in ("png", "webp", "tar"):
         raise UsageError(f"--as must be png, webp or tar, got {form!r}")
-    chosen = {"keys": tuple(_expanded(keys or [])), "sample": sample, "seed": seed}
+    storage = storage_for(settings)
+    chosen = {"keys": tuple(_expanded(keys or [], storage)), "sample": sample, "seed": seed}
     config = DecodeConfig(to=to, form=form, model=model, allow_torchscript=allow_torchscript, **chosen)
-    count = decode(open_source(storage_for(settings), output, partial=True), config)
+    count = decode(open_source(storage, output, partial=True), config)
     out.print(f"{count:,} pictures in {to}")
 
 
-def _expanded(keys: list[str]) -> list[str]:
-    """The keys, with those in the lines of `@files`."""
+def _expanded(keys: list[str], storage: "Storage") -> list[str]:
+    """The keys, with those in the lines of `@lists`."""
+    from pipeline.select import keys_in
+
     found: list[str] = []
     for key in keys:
-        if not key.startswith("@"):
-            found.append(key)
-            continue
         try:
-            found += Path(key[1:]).read_text().split("\n")
-        except OSError as error:
-            raise UsageError(f"--keys {key}: cannot be read: {error}") from error
-    return [key for key in found if key]
+            found += keys_in(storage.read(key[1:])) if key.startswith("@") else [key]
+        except (NotFound, ValueError) as error:
+            raise UsageError(
+                f"--keys must be keys, or @URL of a text file of one per line, got {key}: {error}"
+            ) from error
+    return found

@@ -180,11 +180,20 @@ class Selection:
         return {**rules, **(self.lists or {})}
 
 
+def keys_in(data: bytes) -> list[str]:
+    r"""The keys of a list, one per line. Lines end at `\n` or `\r\n` alone: keys may hold what else `splitlines` cuts at.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    return [key for line in data.decode("utf-8-sig").split("\n") if (key := line.removesuffix("\r"))]
+
+
 def _read_keys(storage: Storage, name: str, url: str) -> tuple[frozenset[str], str]:
     """The keys of a list, and the hash of its bytes."""
     try:
         data = storage.read(url)
-        keys = frozenset(filter(None, data.decode().splitlines()))
+        keys = frozenset(keys_in(data))
     except (NotFound, ValueError) as error:
         raise UsageError(f"select.{name} must be a text file with one key per line, got {url}: {error}") from error
     return keys, hashlib.sha256(data).hexdigest()

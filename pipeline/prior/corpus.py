@@ -77,17 +77,18 @@ class Corpus:
         """
         spec, counted, held = self.parts.spec, 0, list[Batch]()
         view = self._config.view if isinstance(self._config.view, int) else "all"
-        counts, kept, held_rows, highest = Counts(spec.tokens_per_view, spec.codebook_size), 0, 0, NO_NUMBER
+        counts, kept, held_rows = Counts(spec.tokens_per_view, spec.codebook_size), 0, 0
+        lowest = highest = NO_NUMBER
         for batch in self._dataset(Sampling(batch=_COUNTED_ROWS, shuffle=False, view=view)):
             mine, theirs = self._split.apart(batch)
             counts.add(mine["tokens"])
             counted, held_rows = counted + len(mine["tokens"]), held_rows + len(theirs["tokens"])
             if "label" in batch:
-                highest = max(highest, int(batch["label"].max()))
+                lowest, highest = min(lowest, int(batch["label"].min())), max(highest, int(batch["label"].max()))
             if kept < self._config.hold_out_rows and len(theirs["tokens"]):
                 held.append(theirs)
                 kept += len(theirs["tokens"])
-        self._check(counted, held_rows, highest)
+        self._check(counted, held_rows, (lowest, highest))
         classes = highest + 1
         tokens = torch.cat([batch["tokens"] for batch in held])[: self._config.hold_out_rows]
         conditions = torch.cat([self.conditions(batch, classes) for batch in held])[: self._config.hold_out_rows]
@@ -126,17 +127,17 @@ class Corpus:
     def _dataset(self, sampling: Sampling) -> TokenDataset:
         return TokenDataset(self.parts, sampling, columns=self._columns, rank=0, world=1, storage=self._storage)
 
-    def _check(self, rows: int, held_out: int, highest: int) -> None:
-        config = self._config
+    def _check(self, rows: int, held_out: int, labels: tuple[int, int]) -> None:
+        config, (lowest, highest) = self._config, labels
         if not rows or not held_out:
             raise UsageError(
                 f"hold_out must leave rows on both sides, got {rows:,} to train on and {held_out:,} held out: change "
                 f"hold_out ({config.hold_out}), hold_out_by ({config.hold_out_by}) or seed"
             )
-        if config.condition == "label" and not 0 <= highest < _MOST_CLASSES:
+        if config.condition == "label" and not (lowest >= NO_NUMBER and 0 <= highest < _MOST_CLASSES):
             raise UsageError(
-                f"condition=label needs labels from 0 to at most {_MOST_CLASSES - 1:,}, got {highest} as the highest "
-                "(-1: no row has one)"
+                f"condition=label needs labels from 0 to at most {_MOST_CLASSES - 1:,}, got {lowest} as the lowest and "
+                f"{highest} as the highest ({NO_NUMBER}: a row has none)"
             )
 
 

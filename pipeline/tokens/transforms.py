@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from pipeline.errors import UsageError
+from pipeline.tokens.columns import NO_NUMBER
+
 Batch = dict[str, Any]
 
 
@@ -34,18 +37,36 @@ class Prepend:
         token: its number, say of BOS; None puts the row's `label` there, moved by `offset`, as class-conditional
             models want it.
         offset: added to the label.
+        missing: the token of a row that has no label, as it is; such rows are refused if None.
     """
 
     token: int | None = None
     offset: int = 0
+    missing: int | None = None
 
     def __call__(self, batch: Batch) -> Batch:
+        """The batch with longer rows.
+
+        Raises:
+            UsageError: rows have no label, and `missing` does not say what stands for it.
+        """
         tokens = batch["tokens"]
         if self.token is None:
-            first = (batch["label"] + self.offset).to(tokens.dtype)[:, None]
+            first = self._labels(batch["label"]).to(tokens.dtype)[:, None]
         else:
             first = torch.full((len(tokens), 1), self.token, dtype=tokens.dtype)
         return batch | {"tokens": torch.cat([first, tokens], dim=1)}
+
+    def _labels(self, labels: torch.Tensor) -> torch.Tensor:
+        absent = labels == NO_NUMBER
+        if self.missing is None:
+            if count := int(absent.sum()):
+                raise UsageError(
+                    f"{count} of the {len(labels)} rows of a batch have no label; give Prepend(missing=TOKEN), or "
+                    "leave such samples out of the run"
+                )
+            return labels + self.offset
+        return torch.where(absent, self.missing, labels + self.offset)
 
 
 @dataclass(frozen=True, slots=True)
