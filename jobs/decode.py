@@ -1,14 +1,11 @@
 """`tokenmill decode`: rows of a run back to pictures."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from jobs.options import Settings, Store, out, storage_for
-from pipeline.errors import NotFound, UsageError
-
-if TYPE_CHECKING:
-    from pipeline.storage import Storage
+from pipeline.errors import UsageError
 
 
 def main(
@@ -17,7 +14,7 @@ def main(
     keys: Annotated[
         list[str] | None,
         typer.Option(
-            "--keys", metavar="KEY", help="Rows of this key, or of @URL of a list. Repeatable.", show_default=False
+            "--keys", metavar="KEY", help="Rows of this key, or of @list.txt (or @URL). Repeatable.", show_default=False
         ),
     ] = None,
     sample: Annotated[int | None, typer.Option(min=1, help="So many rows by lot.", show_default=False)] = None,
@@ -37,23 +34,7 @@ def main(
 
     if form not in ("png", "webp", "tar"):
         raise UsageError(f"--as must be png, webp or tar, got {form!r}")
-    storage = storage_for(settings)
-    chosen = {"keys": tuple(_expanded(keys or [], storage)), "sample": sample, "seed": seed}
+    chosen = {"keys": tuple(keys or ()), "sample": sample, "seed": seed}
     config = DecodeConfig(to=to, form=form, model=model, allow_torchscript=allow_torchscript, **chosen)
-    count = decode(open_source(storage, output, partial=True), config)
+    count = decode(open_source(storage_for(settings), output, partial=True), config)
     out.print(f"{count:,} pictures in {to}")
-
-
-def _expanded(keys: list[str], storage: "Storage") -> list[str]:
-    """The keys, with those in the lines of `@lists`."""
-    from pipeline.select import keys_in
-
-    found: list[str] = []
-    for key in keys:
-        try:
-            found += keys_in(storage.read(key[1:])) if key.startswith("@") else [key]
-        except (NotFound, ValueError) as error:
-            raise UsageError(
-                f"--keys must be keys, or @URL of a text file of one per line, got {key}: {error}"
-            ) from error
-    return found

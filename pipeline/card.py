@@ -3,7 +3,8 @@
 The block at its head is Hugging Face's dataset card metadata: https://huggingface.co/docs/hub/datasets-cards
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -13,12 +14,15 @@ _SIZES = ("n<1K", *(f"{low}<n<{high}" for low, high in zip(
     ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B"),
     ("10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"), strict=True)), "n>1T")  # fmt: skip
 
+_VARYING = "tokens, in grids of several shapes"
+_MOST_SOURCES = 20  # in the card; manifest.parquet names every shard
+
 _CARD = """---
 {metadata}---
 
 # Visual tokens
 
-{rows:,} rows of {shape} tokens (codes 0 to {last_code}), made by Tokenmill from {shards:,} WebDataset
+{rows:,} rows of {shape} (codes 0 to {last_code}), made by Tokenmill from {shards:,} WebDataset
 shards. {samples:,} samples: {tokenized:,} tokenized, {rejects:,} rejected{why}{filtered}.
 {megabytes:,.1f} MB of Parquet.
 
@@ -103,29 +107,43 @@ def dataset_card(
         shards=summary["shards"]["committed"],
         megabytes=(export["download_size"] if export else summary["bytes"]) / 1e6,
         columns="\n".join(f"| `{field.name}` | {_type(field.type)} |" for field in schema or ()),
-        shape=f"{spec['grid_height']} x {spec['grid_width']}" if spec["grid_height"] else "grids of several shapes of",
+        shape=f"{spec['grid_height']} x {spec['grid_width']} tokens" if spec["grid_height"] else _VARYING,
         last_code=spec["codebook_size"] - 1,
         fingerprint=job["fingerprint"],
         weights=identity["weights"],
         model=job["config"]["model"]["path"],
         recipe=_recipe(identity["image"]),
         precision=identity["precision"],
-        sources=", ".join(f"`{source}`" for source in job["config"]["shards"]),
+        sources=_sources(job, summary),
         load=_load(job),
     )
 
 
 def _load(job: Mapping[str, Any]) -> str:
     """The lines that load the model; `VQModel` is the family of those that name none."""
-    profile, path = job["identity"]["model"], job["config"]["model"]["path"]
-    value_range = ', value_range="0..1"' if profile.get("value_range") == "0..1" else ""
+    profile, model = job["identity"]["model"], job["config"]["model"]
+    told = {name: model.get(name) for name in ("subfolder", "revision")}
+    told["value_range"] = "0..1" if profile.get("value_range") == "0..1" else None
+    options = "".join(f', {name}="{value}"' for name, value in told.items() if value)
     if "family" not in profile:
-        head, call = "from pipeline.model import VQModel\n", f'VQModel.from_pretrained("{path}"{value_range})'
+        head, call = "from pipeline.model import VQModel\n", f'VQModel.from_pretrained("{model["path"]}"{options})'
     else:
         head = "from pipeline.encoding import ModelConfig\nfrom pipeline.tokenizers import load_tokenizer\n"
-        leave = ", allow_torchscript=True" if job["config"]["model"].get("allow_torchscript") else ""
-        call = f'load_tokenizer(ModelConfig(path="{path}"{value_range}{leave}))'
+        leave = ", allow_torchscript=True" if model.get("allow_torchscript") else ""
+        call = f'load_tokenizer(ModelConfig(path="{model["path"]}"{options}{leave}))'
     return f"{head}\nmodel = {call}"
+
+
+def sources_of(shards: Iterable[str]) -> dict[str, int]:
+    """Folders of shards, by their URLs, and how many of these lie in each."""
+    return dict(sorted(Counter(url.rpartition("/")[0] for url in shards).items()))
+
+
+def _sources(job: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """Where the shards lie; as the first command named them, if the accounts are of a run at work."""
+    folders = [f"`{folder}` ({count:,})" for folder, count in summary.get("sources", {}).items()]
+    more = [f"and {len(folders) - _MOST_SOURCES:,} more folders"] if len(folders) > _MOST_SOURCES else []
+    return ", ".join(folders[:_MOST_SOURCES] + more or [f"`{source}`" for source in job["config"]["shards"]])
 
 
 def _metadata(summary: Mapping[str, Any], schema: Any, files: str, export: Mapping[str, int] | None) -> dict[str, Any]:

@@ -18,12 +18,14 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.encoding import ModelConfig, ValueRange
-from pipeline.errors import ModelError, UsageError
+from pipeline.errors import ModelError, NotFound, UsageError
 from pipeline.exports.format import key_of, tar_writer, text_of
 from pipeline.exports.source import Source
 from pipeline.model import Tokenizer, denormalise
 from pipeline.scratch import draft_folder
+from pipeline.select import keys_in
 from pipeline.shards.manifest import shard_id
+from pipeline.storage import Storage
 from pipeline.tokenizers import load_tokenizer
 from pipeline.tokens.parts import Part
 from pipeline.urls import canonical, join
@@ -42,7 +44,7 @@ class DecodeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     to: str = Field(..., description="folder or URL that receives the pictures")
-    keys: tuple[str, ...] = Field((), description="decode the rows of these keys, all their views")
+    keys: tuple[str, ...] = Field((), description="decode the rows of these keys, and of the lists that are @URL")
     sample: int | None = Field(None, gt=0, description="decode so many rows by lot (rows)")
     seed: int = Field(0, ge=0, description="of the lot")
     form: str = Field("png", pattern="^(png|webp|tar)$", description="png or webp: files; tar: a WebDataset of PNG")
@@ -97,14 +99,14 @@ def choose(source: Source, config: DecodeConfig) -> npt.NDArray[np.int64]:
     """The numbers of the rows to decode, ascending.
 
     Raises:
-        UsageError: a key is not in the run, or not exactly one of keys and sample is given.
+        UsageError: a key is not in the run, a list cannot be read, or not exactly one of keys and sample is given.
     """
     if bool(config.keys) == (config.sample is not None):
         raise UsageError("tell what to decode: either --keys or --sample")
     if config.sample is not None:
         count = min(config.sample, source.rows)
         return np.sort(np.random.default_rng(config.seed).choice(source.rows, count, replace=False))
-    return _rows_of_keys(source, set(config.keys))
+    return _rows_of_keys(source, {key for given in config.keys for key in _expanded(source.storage, given)})
 
 
 def load_model(source: Source, reference: str | None = None, *, allow_torchscript: bool = False) -> Tokenizer:
@@ -134,6 +136,16 @@ def load_model(source: Source, reference: str | None = None, *, allow_torchscrip
             "give the right one as --model"
         )
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _expanded(storage: Storage, given: str) -> list[str]:
+    """A key, or those in the lines of an `@list`."""
+    if not given.startswith("@"):
+        return [given]
+    try:
+        return keys_in(storage.read(given[1:]))
+    except (NotFound, ValueError) as error:
+        raise UsageError(f"--keys @LIST must be a text file with one key per line, got {given}: {error}") from error
 
 
 def _rows_of_keys(source: Source, keys: Collection[str]) -> npt.NDArray[np.int64]:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.card import dataset_card
+from pipeline.card import dataset_card, sources_of
 from pipeline.commit import publish
 from pipeline.errors import AlreadyExists, FingerprintMismatch, NotFound, UsageError
 from pipeline.fingerprint import differences
@@ -169,6 +169,7 @@ class Output:
         summary = {
             "shards": {"total": len(manifest), "committed": accounts.pop("parts"), "quarantined": len(quarantined)},
             **accounts,
+            "sources": sources_of(urls[shard.id] for shard in manifest if shard.id in parts),
             "quarantined": [{"shard": urls[shard], **failure} for shard, failure in sorted(quarantined.items())],
             "gates": list(gates),
         }

@@ -181,7 +181,7 @@ class Selection:
 
 
 def keys_in(data: bytes) -> list[str]:
-    r"""The keys of a list, one per line. Lines end at `\n` or `\r\n` alone: keys may hold what else `splitlines` cuts at.
+    r"""The keys of a list, one per line. Lines end at `\n` or `\r\n`, not where else `splitlines` cuts: keys may be so.
 
     Raises:
         ValueError: it is not UTF-8.

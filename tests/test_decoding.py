@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 import webdataset as wds
 from PIL import Image
 
-from pipeline.decoding import DecodeConfig, choose, decode
+from pipeline.decoding import DecodeConfig, Picture, choose, decode
 from pipeline.errors import ModelError, UsageError
 from pipeline.exports.source import Source, open_source
 from pipeline.model import VQModel, weights_hash
@@ -59,13 +60,20 @@ def test_rows_by_lot(source: Source, tmp_path: Path) -> None:
     assert decode(source, DecodeConfig(to=str(tmp_path), sample=3)) == len(list(tmp_path.iterdir())) == 3
 
 
-def test_webdataset(source: Source, tiny_model: Path, tmp_path: Path) -> None:
-    assert decode(source, DecodeConfig(to=str(tmp_path), keys=("0/3",), form="tar")) == 2
-    with open(tmp_path / "00000.tar", "rb") as file:
-        members = wds.tariterators.tar_file_expander([{"url": "x", "stream": file}])
-        samples = list(wds.tariterators.group_by_keys(members))
-    assert [sample["__key__"] for sample in samples] == ["000000000", "000000001"]
-    assert samples[0]["txt"] == b"caption 0 3"
+def in_tar(path: Path) -> list[dict[str, Any]]:
+    with open(path, "rb") as file:
+        return list(wds.tariterators.group_by_keys(wds.tariterators.tar_file_expander([{"url": "x", "stream": file}])))
+
+
+def test_webdataset(source: Source, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.decoding.TAR_SAMPLES", 3)
+    assert decode(source, DecodeConfig(to=str(tmp_path), keys=("0/3", "0/6"), form="tar")) == 4
+    tars = [in_tar(tmp_path / name) for name in ("00000.tar", "00001.tar")]
+    assert [len(samples) for samples in tars] == [3, 1]
+    samples = [sample for some in tars for sample in some]
+    assert [sample["__key__"] for sample in samples] == [f"{number:09d}" for number in range(4)]
+    assert [sample["txt"] for sample in samples] == [b"caption 0 3", b"caption 0 3", b"caption 0 6", b"caption 0 6"]
+    assert [sample.get("cls") for sample in samples] == [b"3", b"3", None, None]
     shown = np.asarray(Image.open(io.BytesIO(samples[1]["png"])))
     assert np.abs(shown.astype(int) - picture(tiny_model, 0, 3, 1).astype(int)).max() <= 1
 
@@ -78,6 +86,27 @@ def test_keys_are_no_paths(source: Source, tmp_path: Path, tiny_model: Path) -> 
     name = f"{shard_id('s3://corpus/00000.tar')}-000000-0-_.._.._evil_0_0.png"
     assert [path.name for path in tmp_path.rglob("*.png")] == [name]
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["here"]
+
+
+@pytest.mark.parametrize(("key", "left"), [("\u5c71" * 300, "_"), ("\u5c71a" * 300, "_a" * 40), ("x" * 300, "x" * 80)])
+def test_name_of_a_long_key(key: str, left: str) -> None:
+    """No disk takes more than 255 bytes."""
+    shard = f"s3://corpus/{'s' * 300}.tar"
+    row = {"key": key, "shard": shard, "sample_index": 999_999, "view": 255}
+    name = Picture(row, np.zeros((1, 1, 3), np.uint8)).name
+    assert name == f"{shard_id(shard)}-999999-255-{left}"
+    assert len(f"{name}.webp".encode()) <= 255
+
+
+def test_keys_of_a_list(source: Source, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"0/3\r\n1/6\r\n")
+    given = [(f"@{tmp_path}/list.txt", "0/1"), ("0/1", "0/3", "1/6")]
+    rows = [choose(source, DecodeConfig(to="x", keys=keys)).tolist() for keys in given]
+    assert rows[0] == rows[1] == [2, 3, 6, 7, 32, 33]
+    (tmp_path / "bad.txt").write_bytes(b"\xff")
+    for name in ("bad", "none"):
+        with pytest.raises(UsageError, match=f"must be a text file with one key per line, got @.*/{name}.txt"):
+            choose(source, DecodeConfig(to="x", keys=(f"@{tmp_path}/{name}.txt",)))
 
 
 @pytest.mark.parametrize(

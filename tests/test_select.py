@@ -12,7 +12,7 @@ from pipeline.config import JobConfig, job_document, resolve
 from pipeline.encoding import Precision
 from pipeline.errors import Filtered, UsageError
 from pipeline.messages import Identity
-from pipeline.select import SelectConfig, Selection, parse_condition
+from pipeline.select import SelectConfig, Selection, keys_in, parse_condition
 from pipeline.shards.manifest import freeze
 from pipeline.storage import Storage
 from pipeline.tokenize_shard import tokenize_shard
@@ -115,6 +115,21 @@ def test_choice_is_part_of_the_fingerprint(tmp_path: Path) -> None:
 def test_list_of_keys_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"select\.without_keys must be a text file with one key per line"):
         Selection.load(SelectConfig(without_keys=str(tmp_path / "x")), "json", Storage())
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ("a\nb/c\n", ["a", "b/c"]),
+        ("a\r\n\r\nb", ["a", "b"]),
+        ("\ufeffa\n", ["a"]),
+        (" a \n", [" a "]),
+        ("a\u2028b\x1cc\x85\n", ["a\u2028b\x1cc\x85"]),
+        ("", []),
+    ],
+)
+def test_keys_of_a_list(text: str, keys: list[str]) -> None:
+    assert keys_in(text.encode()) == keys
 
 
 def footer_of(tmp_path: Path, model: Path, samples: dict[str, dict[str, bytes]], select: SelectConfig) -> PartFooter:

@@ -285,11 +285,12 @@ def _finish(source: Source, layout: Format, to: str, receipts: Sequence[Receipt]
 
 
 def _joined(storage: Storage, to: str, layout: Format, receipts: Iterable[Receipt]) -> bool:
-    """Whether the pieces were joined by an attempt that died later: all their bytes are there, they may be gone."""
+    """Whether an attempt that died later had joined the pieces: some of them are gone, all their bytes are there."""
     folders = {pattern.rpartition("/")[0] for pattern in layout.joins.values()}
-    told = sum(size for receipt in receipts for folder, (_, size) in receipt.files.items() if folder in folders)
+    told = [told for receipt in receipts for folder, told in receipt.files.items() if folder in folders]
+    left = sum(len(storage.list_folder(join(to, folder))) for folder in folders)
     there = sum(blob.size for blob in storage.list_folder(to) if blob.url.rpartition("/")[2] in layout.joins)
-    return bool(layout.joins) and there == told
+    return left < sum(count for count, _ in told) and there == sum(size for _, size in told)
 
 
 def _check_files(storage: Storage, to: str, receipts: Iterable[Receipt], beside: Collection[str]) -> None:

@@ -61,11 +61,15 @@ def caption(s: int, i: int) -> str:
 
 
 def in_tars(folder: Path, *handlers: Any) -> Iterator[dict[str, Any]]:
-    """The samples of all tars, in order, decoded by webdataset (which leaves files open that it opened itself)."""
-    for path in sorted(folder.glob("*.tar")):
-        with open(path, "rb") as file:
-            members = wds.tariterators.tar_file_expander([{"url": str(path), "stream": file}])
-            yield from wds.decode(*handlers)(wds.tariterators.group_by_keys(members))
+    """The samples of all tars, in order."""
+    return itertools.chain.from_iterable(in_tar(path, *handlers) for path in sorted(folder.glob("*.tar")))
+
+
+def in_tar(path: Path, *handlers: Any) -> list[dict[str, Any]]:
+    """The samples of a tar, decoded by webdataset (which leaves files open that it opened itself)."""
+    with open(path, "rb") as file:
+        members = wds.tariterators.tar_file_expander([{"url": str(path), "stream": file}])
+        return list(wds.decode(*handlers)(wds.tariterators.group_by_keys(members)))
 
 
 def test_hugging_face(run: str, tmp_path: Path) -> None:
@@ -81,10 +85,16 @@ def test_hugging_face(run: str, tmp_path: Path) -> None:
     assert "rejects.parquet" not in card.text
 
 
-def test_hugging_face_makes_large_files(run: str, tmp_path: Path) -> None:
-    assert do(run, tmp_path, "hf", rows=None).units == 1
-    groups = pq.read_metadata(tmp_path / "data" / "train-00000-of-00001.parquet")
-    assert [groups.row_group(n).num_rows for n in range(groups.num_row_groups)] == [42]
+def test_hugging_face_makes_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of half the size that is allowed to all of it."""
+    run = make_run(tmp_path / "run", (300, 200), spec=TokenSpec(1024, 8, 8), group=100)
+    assert do(run, tmp_path / "one", "hf", rows=None).units == 1
+    groups = pq.read_metadata(tmp_path / "one" / "data" / "train-00000-of-00001.parquet")
+    assert [groups.row_group(n).num_rows for n in range(groups.num_row_groups)] == [500]
+    monkeypatch.setattr("pipeline.exports.hugging_face.FILE_BYTES", 20_000)
+    assert do(run, tmp_path / "more", "hf", rows=None).units > 2
+    sizes = [path.stat().st_size for path in (tmp_path / "more" / "data").iterdir()]
+    assert all(10_000 < size <= 20_000 for size in sizes), sizes
 
 
 def test_llamagen(run: str, tmp_path: Path) -> None:
@@ -123,17 +133,58 @@ def test_rar(run: str, tmp_path: Path) -> None:
     assert not list((tmp_path / "lines").iterdir()), "the pieces are gone"
 
 
+def side_by_side(*folders: Path) -> list[tuple[dict[str, Any], ...]]:
+    """As 4M's multi_tarfile_samples reads modalities: tar by tar; where keys differ it drops the rest of the tars."""
+    steps = []
+    for names in zip(*(sorted(folder.glob("*.tar")) for folder in folders), strict=True):
+        for step in zip(*map(in_tar, names), strict=False):
+            if len({sample["__key__"] for sample in step}) > 1:
+                break
+            steps.append(step)
+    return steps
+
+
 def test_fourm(run: str, tmp_path: Path) -> None:
-    """As unified_datasets.py reads it: the tars of all modalities side by side, keys equal in each step."""
-    do(run, tmp_path, "4m")
-    streams = [in_tars(tmp_path / name) for name in ("tok_rgb", "crop_settings", "caption")]
-    steps = list(zip(*streams, strict=True))
-    assert all(len({sample["__key__"] for sample in step}) == 1 for step in steps)
+    """A tar of each shard, the keys those of the samples."""
+    do(run, tmp_path, "4m", rows=None)
+    steps = side_by_side(*(tmp_path / name for name in ("tok_rgb", "crop_settings", "caption")))
+    assert [sample["__key__"] for step in steps for sample in step[:1]] == [f"{s}/{i}" for s, i in samples()]
+    assert len(list((tmp_path / "tok_rgb").iterdir())) == len(SAMPLES)
     tokens = np.stack([tok["npy"] for tok, _, _ in steps])
     assert (tokens.dtype.name, tokens.shape) == ("int16", (21, 2, 6))
     assert tokens.reshape(-1, 6).tolist() == expected()
     assert all(crop["npy"].tolist() == [[0, 0, 32, 32, 0], [1, 0, 32, 32, 1]] for _, crop, _ in steps)
     assert [text["txt"] for _, _, text in steps] == [caption(s, i) for s, i in samples()]
+
+
+def test_fourm_of_two_runs(run: str, tmp_path: Path) -> None:
+    """A reject more costs the rest of its tar, and no sample ever meets another: tokens tell which sample they are."""
+    made = {"views": VIEWS, "spec": SPEC, "group": 5, "labelled": True}
+    other = make_run(tmp_path / "other", SAMPLES, rejects=frozenset({(1, 4)}), **made)
+    do(run, tmp_path / "a", "4m", rows=None)
+    do(other, tmp_path / "b", "4m", rows=None)
+    steps = side_by_side(tmp_path / "a" / "tok_rgb", tmp_path / "b" / "tok_rgb")
+    pairs = [tuple(tuple(sample["npy"][0, :2].tolist()) for sample in step) for step in steps]
+    assert pairs == [(sample, sample) for sample in samples() if sample not in [(1, 4), (1, 5), (1, 6)]]
+
+
+@pytest.mark.parametrize(("recipe", "top", "dtype"), [("4m", 3.0, "int64"), ("center-crop", 2.25, "float32")])
+def test_fourm_crop_settings(tmp_path: Path, recipe: str, top: float, dtype: str) -> None:
+    """A recipe has one type of them, whatever numbers come."""
+    for name, tops in (("run", top), ("whole", 3.0)):
+        run = make_run(tmp_path / name, (3,), views=VIEWS, recipe=recipe, top=tops)
+        do(run, tmp_path / f"{name}-to", "4m")
+        (crops, *_) = [sample["npy"] for sample in in_tars(tmp_path / f"{name}-to" / "crop_settings")]
+        assert (crops.dtype.name, crops.tolist()) == (dtype, [[tops, 0, 32, 32, 0], [tops, 0, 32, 32, 1]])
+
+
+def test_fourm_keys_that_are_equal(tmp_path: Path) -> None:
+    """Shards may number their samples alike; a tar of two of them may not."""
+    run = make_run(tmp_path / "run", (2, 1), keys=str)
+    do(run, tmp_path / "to", "4m", rows=None)
+    assert [sample["__key__"] for sample in in_tars(tmp_path / "to" / "tok_rgb")] == ["0", "1", "0"]
+    with pytest.raises(UsageError, match=r"key '0' of s3://corpus/00001\.tar comes a second time in one tar"):
+        do(run, tmp_path / "one", "4m", rows=8)
 
 
 def test_fourm_and_wide_codes(tmp_path: Path) -> None:
@@ -165,6 +216,20 @@ def test_maskgit(run: str, tmp_path: Path) -> None:
     assert grids.shape == (42, 2, 3)
     assert grids.reshape(-1, 6).tolist() == expected()
     assert [row["txt"] for row in rows] == [caption(s, i) for s, i in samples() for _ in range(VIEWS)]
+
+
+def test_webdataset(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", (9,), spec=TokenSpec(1 << 17, 2, 3))
+    do(run, tmp_path / "to", "webdataset", rows=4)
+    rows = list(in_tars(tmp_path / "to"))
+    assert [row["__key__"] for row in rows] == [f"{number:09d}" for number in range(9)]
+    assert {(row["npy"].dtype.name, row["npy"].shape) for row in rows} == {("uint32", (2, 3))}
+    assert [row["npy"].flat[1] for row in rows] == list(range(9))
+    assert [row["txt"] for row in rows] == [caption(0, i) for i in range(9)]
+    assert [row.get("cls") for row in rows] == [0, 1, 2, 3, 4, 0, None, 2, 3]
+    (part,) = Path(run.removeprefix("file://")).glob("tokens/*")
+    told = pq.read_table(part).drop_columns(["tokens", "caption"]).to_pylist()
+    assert [row["json"] for row in rows] == told
 
 
 def test_dalle_mini(run: str, tmp_path: Path) -> None:
@@ -217,6 +282,12 @@ def mds_sample(data: bytes, shard: dict[str, Any]) -> dict[str, Any]:
     return sample
 
 
+def test_mds_above_its_offsets(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.exports.mds.MOST_BYTES", 600)
+    with pytest.raises(UsageError, match=r"smaller than 600 bytes, .* for 8 rows; give fewer --rows-per-file"):
+        do(run, tmp_path, "mds")
+
+
 def test_mds(run: str, tmp_path: Path) -> None:
     do(run, tmp_path, "mds")
     rows = list(mds_samples(tmp_path))
@@ -241,9 +312,11 @@ def test_bytes_do_not_depend_on_when_or_how_often(run: str, tmp_path: Path, layo
 
 @pytest.mark.parametrize("layout", ["llamagen", "rar"])
 def test_sample_without_a_label(tmp_path: Path, layout: str) -> None:
-    run = make_run(tmp_path / "run", (9,))
-    with pytest.raises(UsageError, match="sample 0/6 has no label"):
-        do(run, tmp_path / "to", layout)
+    """It is found before anything is written, though it comes last."""
+    run = make_run(tmp_path / "run", (5, 7))
+    with pytest.raises(UsageError, match="sample 1/6 has no label"):
+        do(run, tmp_path / "to", layout, rows=1)
+    assert not (tmp_path / "to").exists()
 
 
 def test_one_view(run: str, tmp_path: Path) -> None:

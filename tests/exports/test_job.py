@@ -34,6 +34,19 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_units_that_are_parts(tmp_path: Path) -> None:
+    """One of each, the empty ones too: the same shard has the same number in every run."""
+    run = make_run(tmp_path, (4, 2, 3), views=2, rejects=frozenset({(1, 0), (1, 1), (2, 1)}))
+    units = plan(open_source(Storage(), run), FORMATS["4m"](), None)
+    assert [(unit.number, unit.of, unit.start, unit.stop) for unit in units] == [
+        (0, 3, 0, 8),
+        (1, 3, 8, 8),
+        (2, 3, 8, 12),
+    ]
+    units = plan(open_source(Storage(), run, view=1), FORMATS["4m"](), None)
+    assert [(unit.start, unit.stop) for unit in units] == [(0, 4), (4, 4), (4, 6)]
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 50, 51, 52, 1000])
 def test_units_are_the_rows_cut_in_pieces(run: str, rows: int) -> None:
     source = open_source(Storage(), run)
@@ -89,6 +102,18 @@ def test_killed_while_pieces_were_joined(run: str, tmp_path: Path) -> None:
     assert files(tmp_path / "to") == files(tmp_path / "whole")
 
 
+def test_killed_when_the_pieces_were_gone(run: str, tmp_path: Path) -> None:
+    do(run, tmp_path)
+    whole = files(tmp_path)
+    (tmp_path / "_tokenmill" / "_SUCCESS").unlink()
+    assert do(run, tmp_path).rows == 51
+    assert files(tmp_path) == whole
+    (tmp_path / "_tokenmill" / "_SUCCESS").unlink()
+    (tmp_path / "train.bin").write_bytes(whole["train.bin"][:-1])
+    with pytest.raises(RunFailed, match="pieces: 18 files were written and 0 are there"):
+        do(run, tmp_path)
+
+
 def test_two_exports_at_the_same_moment(run: str, tmp_path: Path) -> None:
     do(run, tmp_path / "whole", "4m")
     with ThreadPoolExecutor(4) as pool:
@@ -108,16 +133,59 @@ def test_export_of_something_else_there(run: str, tmp_path: Path) -> None:
         do(other, tmp_path / "to")
 
 
-def test_foreign_file_in_the_place_of_one(run: str, tmp_path: Path) -> None:
-    (tmp_path / "00001.tar").write_bytes(b"mine")
-    with pytest.raises(UsageError, match=r"00001\.tar: has 4 bytes"):
-        do(run, tmp_path, "maskgit")
-    assert (tmp_path / "00001.tar").read_bytes() == b"mine"
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [
+        ("bin", "train.bin"),
+        ("rar", "pretokenized.jsonl"),
+        ("hf", "README.md"),
+        ("llamagen", "imagenet16_codes/99.npy"),
+        ("mds", "_tokenmill/units/000000.json"),
+        ("maskgit", ".hidden"),
+    ],
+)
+def test_place_that_is_not_empty(run: str, tmp_path: Path, layout: str, name: str) -> None:
+    """Whatever is there, its readers could take it for the run's, or it could be lost."""
+    place = tmp_path / "a [b] c*"
+    (place / name).parent.mkdir(parents=True)
+    (place / name).write_bytes(b"mine")
+    with pytest.raises(UsageError, match=f"empty or new folder, got .*, which holds {name} and 0 more"):
+        do(run, place, layout)
+    assert files(tmp_path) == {f"a [b] c*/{name}": b"mine"}
+
+
+def test_run_as_the_place_of_its_own_export(run: str) -> None:
+    before = files(Path(run.removeprefix("file://")))
+    with pytest.raises(UsageError, match="empty or new folder"):
+        do(run, run, "hf")
+    assert files(Path(run.removeprefix("file://"))) == before
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [("maskgit", "00001.tar"), ("llamagen", "imagenet16_labels/3.npy"), ("rar", "pretokenized.jsonl")],
+)
+def test_foreign_file_put_there_meanwhile(run: str, tmp_path: Path, layout: str, name: str) -> None:
+    """It is as long as the one in whose place it lies."""
+    do(run, tmp_path / "whole", layout)
+    with pytest.raises(KeyboardInterrupt):
+        do(run, tmp_path / "to", layout, run=interrupted_after(0))
+    foreign = tmp_path / "to" / name
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_bytes(bytes((tmp_path / "whole" / name).stat().st_size))
+    before = foreign.read_bytes()
+    with pytest.raises(UsageError, match=f"{name}: is not the file that this export would write"):
+        do(run, tmp_path / "to", layout)
+    assert foreign.read_bytes() == before
 
 
 def test_accounts_that_do_not_close(run: str, tmp_path: Path) -> None:
     do(run, tmp_path, "maskgit")
     (tmp_path / "_tokenmill" / "_SUCCESS").unlink()
+    (tmp_path / "x.tar").write_bytes(b"")
+    with pytest.raises(RunFailed, match="9 files were written and 10 are there"):
+        do(run, tmp_path, "maskgit")
+    (tmp_path / "x.tar").unlink()
     (tmp_path / "00003.tar").unlink()
     with pytest.raises(RunFailed, match="9 files were written and 8 are there"):
         do(run, tmp_path, "maskgit")

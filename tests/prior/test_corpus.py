@@ -1,6 +1,7 @@
 """The split of a run's rows, and what a census finds."""
 
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,5 +125,12 @@ def test_split_that_cannot_be(run: str, changes: dict[str, Any], says: str) -> N
 
 def test_labels_that_are_no_classes(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.prior.corpus._MOST_CLASSES", 4)
-    with pytest.raises(UsageError, match="needs labels from 0 to at most 3, got 4 as the highest"):
+    with pytest.raises(UsageError, match="needs labels from 0 to at most 3, got -1 as the lowest and 4 as the highest"):
+        corpus(run, condition="label").take_census()
+
+
+def test_labels_below_the_one_that_is_none(tmp_path: Path) -> None:
+    """-2 would be the last code but one."""
+    run = make_run(tmp_path, SAMPLES, first_label=-2)
+    with pytest.raises(UsageError, match=r"needs labels from 0 .*, got -2 as the lowest and 2 as the highest"):
         corpus(run, condition="label").take_census()

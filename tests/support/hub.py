@@ -61,6 +61,13 @@ class Hub:
             {prefix + name.removeprefix(prefix).split("/")[0] for name in self.files if name.startswith(prefix)}
         )
 
+    def listing(self, folder: str, *, below: bool) -> list[dict[str, object]]:
+        """What lies directly in a folder, or anywhere below it."""
+        prefix = f"{folder}/" if folder else ""
+        return self.entries(
+            sorted(name for name in self.files if name.startswith(prefix)) if below else self.children(folder)
+        )
+
     def modes(self, asked: list[dict]) -> dict[str, object]:
         """How each of some files is to be sent, and what lies under its name."""
         return {"files": [self._mode(file["path"], file["size"]) for file in asked]}
@@ -117,8 +124,9 @@ def hub() -> Iterator[Hub]:
                 self._give_range(path.removeprefix(f"/datasets/{REPO}/resolve/main/"))
             elif path.startswith(f"/api/datasets/{REPO}/tree/main"):
                 folder = path.removeprefix(f"/api/datasets/{REPO}/tree/main").strip("/")
-                found = state.entries(state.children(folder))
-                self._answer("tree", 200 if found else 404, found or {})
+                below = parse_qs(urlsplit(self.path).query).get("recursive", ["False"])[0].lower() == "true"
+                found = state.listing(folder, below=below)
+                self._answer("tree", 200 if found or not folder else 404, found)
             elif path == f"/api/buckets/{REPO}":
                 self._answer("bucket", 200, BUCKET)
             else:

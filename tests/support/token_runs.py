@@ -1,7 +1,7 @@
 """OUTPUTs made without a model: tokens that tell which row they are, written and published as a run does."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -12,11 +12,12 @@ import numpy as np
 
 from pipeline.config import JobConfig, job_document
 from pipeline.encoding import Precision
+from pipeline.errors import Reject, Stage
 from pipeline.messages import Identity
 from pipeline.output import Output
 from pipeline.shards.manifest import Shard, shard_id
 from pipeline.storage import Storage
-from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter, Row, TokenSpec
+from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter, RejectedSample, Row, TokenSpec
 from pipeline.tokens.writer import OutputConfig, PartWriter
 
 Tokens = Callable[[int, int, int, TokenSpec], np.ndarray]  # (shard, sample, view, spec) -> [h, w]
@@ -41,7 +42,11 @@ class Made:
         group: rows of a row group.
         tokens: of a row.
         labelled: no label is missing.
+        first_label: the lowest.
+        keys: from the number of a sample in its shard to its key; None has `shard/number`.
         prefix: stands before every key.
+        rejects: (shard, sample) of those that did not become rows.
+        top: of every crop (pixels).
     """
 
     views: int = 1
@@ -49,22 +54,38 @@ class Made:
     group: int = 4
     tokens: Tokens = telling_tokens
     labelled: bool = False
+    first_label: int = 0
+    keys: Callable[[int], str] | None = None
     prefix: str = ""
+    rejects: frozenset[tuple[int, int]] = frozenset()
+    top: float | None = None
+
+    def key(self, shard: int, sample: int) -> str:
+        """Of a sample."""
+        return self.prefix + (self.keys(sample) if self.keys else f"{shard}/{sample}")
 
     def rows(self, shard: int, samples: int) -> Iterator[tuple[Row, np.ndarray]]:
         """The rows of one shard, with their tokens [h, w]."""
         for i, view in product(range(samples), range(self.views)):
+            if (shard, i) in self.rejects:
+                continue
             caption = None if i % 3 == 2 else f"caption {shard} {i}"
-            label = None if i % 7 == 6 and not self.labelled else i % 5
-            crop, meta = (float(view), 0.0, 32.0, 32.0), json.dumps({"i": i})
-            row = Row(f"{self.prefix}{shard}/{i}", i, view, 40, 50, crop, view % 2 == 1, caption, label, meta)
+            label = None if i % 7 == 6 and not self.labelled else self.first_label + i % 5
+            crop, meta = (view if self.top is None else self.top, 0.0, 32.0, 32.0), json.dumps({"i": i})
+            row = Row(self.key(shard, i), i, view, 40, 50, crop, view % 2 == 1, caption, label, meta)
             yield row, self.tokens(shard, i, view, self.spec)
 
     def write_part(self, path: Path, number: int, shard: Shard, samples: int, fingerprint: str) -> None:
         """The part of the shard of this number."""
         rows = list(self.rows(number, samples))
         about = {"id": shard.id, "url": shard.url, "size": shard.size, "etag": shard.etag}
-        footer = PartFooter(fingerprint, about, self.spec, Counts(samples, samples, len(rows), 0))
+        rejects = [
+            RejectedSample(self.key(shard_of, i), i, Reject(Stage.DECODE, "corrupt"))
+            for shard_of, i in sorted(self.rejects)
+            if shard_of == number
+        ]
+        counts = Counts(samples, samples - len(rejects), len(rows), len(rejects))
+        footer = PartFooter(fingerprint, about, self.spec, counts, rejects)
         with PartWriter(path, self.spec, ColumnsConfig(), shard.url, OutputConfig(row_group_rows=self.group)) as writer:
             for start in range(0, len(rows), self.group):
                 some = rows[start : start + self.group]
@@ -78,8 +99,9 @@ def make_run(
     samples: Sequence[int] = (10, 7),
     *,
     finished: bool = True,
-    model: str = "m",
+    model: str | Mapping[str, str] = "m",
     weights: str = "w1",
+    recipe: str = "center-crop",
     **made: Any,
 ) -> str:
     """Write an OUTPUT with a shard of so many samples for each entry; returns its URL.
@@ -91,11 +113,13 @@ def make_run(
         output: folder or URL.
         samples: of each shard.
         finished: with accounts and _SUCCESS.
-        model, weights: as job.json tells them.
+        model, weights, recipe: as job.json tells them; the model by its place, or by its keys.
         **made: see `Made`.
     """
     out, how = Output(Storage(), str(output)), Made(**made)
-    config = JobConfig(shards=["x"], model=model, output=out.url, image={"size": 8 * (how.spec.grid_height or 32)})
+    config = JobConfig(
+        shards=["x"], model=model, output=out.url, image={"size": 8 * (how.spec.grid_height or 32), "recipe": recipe}
+    )
     found = Identity(weights, {"latent_channels": 4}, how.spec, "pillow-13")
     job = job_document(config, found, None, Precision.EXACT, 8)
     out.claim(json.loads(json.dumps(job)))

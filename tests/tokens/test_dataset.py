@@ -277,6 +277,14 @@ def test_transforms(run: str) -> None:
     assert labelled["tokens"].dtype == torch.int64
 
 
+def test_label_that_is_missing() -> None:
+    """-1 would be moved onto a token that means something else."""
+    batch = {"tokens": torch.zeros(3, 2, dtype=torch.int64), "label": torch.tensor([4, -1, -1])}
+    with pytest.raises(UsageError, match="2 of the 3 rows of a batch have no label"):
+        Prepend(offset=100)(batch)
+    assert Prepend(offset=100, missing=7)(batch)["tokens"].tolist() == [[104, 0, 0], [7, 0, 0], [7, 0, 0]]
+
+
 def test_wide_codes_and_small_dtype(tmp_path: Path) -> None:
     run = make_run(
         tmp_path,
