@@ -188,7 +188,7 @@ def _claim(source: Source, config: ExportConfig, units: int, to: str) -> None:
         UsageError: it describes another one, or there is none and the place is not empty.
     """
     wanted = {
-        "version": 1,
+        "version": 2,
         "format": config.format,
         "view": config.view,
         "name": config.name,

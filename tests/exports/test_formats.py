@@ -255,7 +255,11 @@ def test_binary(tmp_path: Path, codes: int, dtype: str) -> None:
 
 
 def mds_samples(folder: Path) -> Iterator[dict[str, Any]]:
-    """A reader of MDS from the layout that mosaicml/streaming documents in streaming/base/format/mds/reader.py."""
+    """A reader of MDS from the layout that mosaicml/streaming documents in streaming/base/format/mds/reader.py.
+
+    Its own cannot be installed beside us: mosaicml-streaming 0.13, the newest, wants numpy < 2.2, google-cloud-storage
+    < 3.3 and transformers < 5, and our set has newer ones of all three. It read such an export once, by hand.
+    """
     for shard in json.loads((folder / "index.json").read_text())["shards"]:
         assert (shard["format"], shard["version"], shard["zip_data"]) == ("mds", 2, None)
         data = (folder / shard["raw_data"]["basename"]).read_bytes()

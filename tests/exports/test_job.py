@@ -36,13 +36,15 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_units_that_are_parts(tmp_path: Path) -> None:
     """One of each, the empty ones too: the same shard has the same number in every run."""
-    run = make_run(tmp_path, (4, 2, 3), views=2, rejects=frozenset({(1, 0), (1, 1), (2, 1)}))
+    run = make_run(tmp_path / "run", (4, 2, 3), views=2, rejects=frozenset({(1, 0), (1, 1), (2, 1)}))
     units = plan(open_source(Storage(), run), FORMATS["4m"](), None)
     assert [(unit.number, unit.of, unit.start, unit.stop) for unit in units] == [
         (0, 3, 0, 8),
         (1, 3, 8, 8),
         (2, 3, 8, 12),
     ]
+    assert do(run, tmp_path / "to", "4m", None).rows == 12
+    assert len(list((tmp_path / "to" / "tok_rgb").iterdir())) == 3
     units = plan(open_source(Storage(), run, view=1), FORMATS["4m"](), None)
     assert [(unit.start, unit.stop) for unit in units] == [(0, 4), (4, 4), (4, 6)]
 
@@ -221,5 +223,7 @@ def test_every_store(tmp_path: Path, store_url: str, layout: str) -> None:
     run = make_run(f"{store_url}/run", (9, 4), spec=TokenSpec(64, 2, 2), labelled=True)
     do(run, tmp_path / "local", layout, 5)
     do(run, f"{store_url}/to", layout, 5)
+    with pytest.raises(UsageError, match=r"which holds README\.md and \d+ more files"):
+        do(run, f"{store_url}/run", layout, 5)
     for name, data in files(tmp_path / "local").items():
         assert Storage().read(f"{store_url}/to/{name}") == data

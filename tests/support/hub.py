@@ -126,7 +126,8 @@ def hub() -> Iterator[Hub]:
                 folder = path.removeprefix(f"/api/datasets/{REPO}/tree/main").strip("/")
                 below = parse_qs(urlsplit(self.path).query).get("recursive", ["False"])[0].lower() == "true"
                 found = state.listing(folder, below=below)
-                self._answer("tree", 200 if found or not folder else 404, found)
+                there = bool(found) or not folder
+                self._answer("tree", 200 if there else 404, found if there else {})
             elif path == f"/api/buckets/{REPO}":
                 self._answer("bucket", 200, BUCKET)
             else:
