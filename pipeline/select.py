@@ -19,6 +19,7 @@ from pipeline.errors import Filtered, NotFound, UsageError
 from pipeline.storage import Storage
 
 _CONDITION: Final = re.compile(r"\s*meta((?:\.[^.\s<>=!]+)+)\s*(==|!=|<=|>=|<|>)\s*(.+?)\s*", re.DOTALL)
+NO_JSON: Final = (ValueError, RecursionError)  # of `json`: not its syntax or encoding; nested too deeply
 _ORDER: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -79,10 +80,10 @@ def field_of(document: Any, path: tuple[str, ...]) -> Any:
 
 
 def parse_sidecar(data: bytes | None) -> Any:
-    """A JSON sidecar; None if there is none, or it is no JSON."""
+    """A JSON sidecar; None if there is none, or it is no JSON that can be read."""
     try:
         return json.loads(data) if data is not None else None
-    except ValueError:
+    except NO_JSON:
         return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipeline.select import field_of, parse_sidecar
+from pipeline.select import NO_JSON, field_of, parse_sidecar
 from pipeline.tokens.schema import ColumnsConfig, FieldKind, FieldSource
 
 _LARGEST: Final = (1 << 63) - 1  # of an int64
@@ -90,18 +90,29 @@ def _field(
     value = None if there is None else _typed(there, source.kind)
     if there is not None and value is None:
         warnings[f"{name}_not_{source.kind}"] += 1
+    if isinstance(value, str) and (text := _whole_characters(value)) != value:
+        warnings[f"{name}_not_utf8"] += 1
+        return text
     return value
 
 
 def _typed(value: Any, kind: FieldKind) -> Any | None:
     """A value of JSON, or the bytes of a member, as one of a column's type; None if it is none."""
-    if isinstance(value, bytes):
-        try:
+    try:
+        if isinstance(value, bytes):
             value = _READ[kind](value)
-        except ValueError:
+        if kind is FieldKind.JSON:
+            return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        if type(value) not in _TYPES[kind] or (kind is FieldKind.INT and abs(value) > _LARGEST):
             return None
-    if kind is FieldKind.JSON:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    if type(value) not in _TYPES[kind] or (kind is FieldKind.INT and abs(value) > _LARGEST):
+        return float(value) if kind is FieldKind.FLOAT else value
+    except (*NO_JSON, OverflowError):  # the last: an integer beyond the range of a float
         return None
-    return float(value) if kind is FieldKind.FLOAT else value
+
+
+def _whole_characters(text: str) -> str:
+    """A text with U+FFFD for each half of a pair that stands alone: JSON can spell such a half, UTF-8 cannot.
+
+    Captions that were cut after some number of UTF-16 units end in one.
+    """
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

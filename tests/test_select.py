@@ -57,7 +57,19 @@ def test_condition_on_the_sidecar(condition: str, holds: bool) -> None:
     assert selection.verdict("k", {"json": data}) == (None if holds else Filtered(f"where {condition}"))
 
 
-@pytest.mark.parametrize("data", [None, b"", b"{", b"[1]", b"5", b"\xff"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        b"",
+        b"{",
+        b"[1]",
+        b"5",
+        b"\xff",
+        pytest.param(b'{"a":' * 100_000, id="nested too deeply"),
+        pytest.param(b"1" * 5000, id="an integer that Python does not read"),
+    ],
+)
 def test_sidecar_that_is_none(data: bytes | None) -> None:
     members = {} if data is None else {"json": data}
     assert Selection(SelectConfig(where=("meta.a == 1",))).verdict("k", members) == Filtered("where meta.a == 1")

@@ -14,12 +14,16 @@ from pipeline.shards.manifest import freeze
 from pipeline.sidecars import read_sidecars
 from pipeline.storage import Storage
 from pipeline.tokenize_shard import tokenize_shard
+from pipeline.tokens.reader import read_footer
 from pipeline.tokens.schema import ColumnsConfig
 from tests.support.corpora import jpeg, write_shard
 from tests.support.lines import production_line
 
 META = {"score": 5, "deep": {"name": "caf\u00e9"}, "ok": False, "big": 1 << 63, "list": [1, "a"], "none": None}
+META |= {"cut": "abc\ud83d", "halves": "\udc00a\ud83d\ude00", "huge": 10**400}
 MEMBERS = {"json": json.dumps(META).encode(), "ocr.txt": b"caf\xe9", "n": b" 12\n", "x": b"1e3", "o": b'{"b": 1}'}
+TOO_DEEP = b'{"a":' * 100_000  # Python refuses it by RecursionError
+MEMBERS |= {"deep": TOO_DEEP, "cut": b'["a\\ud83d"]', "long": b"1" * 5000}
 
 
 @pytest.mark.parametrize(
@@ -44,6 +48,15 @@ MEMBERS = {"json": json.dumps(META).encode(), "ocr.txt": b"caf\xe9", "n": b" 12\
         ("x: int", None, "c_not_int"),
         ("o: json", '{"b":1}', None),
         ("absent: string", None, None),
+        ("meta.cut: string", "abc\ufffd", "c_not_utf8"),
+        ("meta.halves: string", "\ufffda\U0001f600", "c_not_utf8"),
+        ("meta.cut: json", '"abc\ufffd"', "c_not_utf8"),
+        ("meta.huge: float", None, "c_not_float"),
+        ("meta.huge: int", None, "c_not_int"),
+        ("deep: json", None, "c_not_json"),
+        ("cut: json", '["a\ufffd"]', "c_not_utf8"),
+        ("long: int", None, "c_not_int"),
+        ("long: json", None, "c_not_json"),
     ],
 )
 def test_field(source: str, value: object, warning: str | None) -> None:
@@ -85,6 +98,19 @@ def test_columns_of_a_part(tmp_path: Path, tiny_model: Path) -> None:
     assert json.loads(pq.read_metadata(tmp_path / "out" / "tokens" / f"{shard.id}.parquet").metadata[b"tokenmill"])[
         "warnings"
     ] == {"score_not_float": 1}
+
+
+def test_odd_sidecars_cost_no_shard(tmp_path: Path, tiny_model: Path) -> None:
+    odd = [b'{"t": "abc\\ud83d"}', TOO_DEEP, b'{"t": "b", "x": ' + b"9" * 400 + b"}", b'{"t": "c", "x": 1}']
+    samples = {f"k{i}": {"jpg": jpeg(i), "json": data} for i, data in enumerate(odd)}
+    (shard,) = freeze(Storage(), [str(write_shard(tmp_path / "x.tar", samples))])
+    columns = ColumnsConfig(meta=None, fields={"t": "meta.t: string", "x": "meta.x: float"})
+    with production_line(tiny_model, str(tmp_path / "out"), columns=columns) as line:
+        assert tokenize_shard(shard, line).counts.tokenized == 4
+    part = f"{tmp_path}/out/tokens/{shard.id}.parquet"
+    rows = pq.read_table(part, columns=["t", "x"])
+    assert rows.to_pydict() == {"t": ["abc\ufffd", None, "b", "c"], "x": [None, None, None, 1.0]}
+    assert read_footer(Storage(), part).warnings == {"t_not_utf8": 1, "x_not_float": 1}
 
 
 def test_fields_are_part_of_the_identity_only_if_there_are_any() -> None:
