@@ -15,7 +15,7 @@ from pipeline.tokens.order import Unit
 from pipeline.tokens.parts import Parts, open_part
 
 Places = npt.NDArray[np.int64] | slice
-NO_NUMBER = -1  # stands for a null where numbers are asked for, as in `label`
+NO_NUMBER = -1  # stands for a null where integers are asked for, as in `label`, or truth values
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def read_unit(storage: Storage, parts: Parts, unit: Unit, names: Sequence[str]) 
     wanted = [*names] if unit.rows is None else [*{*names, "view"}]
     with open_part(storage, part, pre_buffer=True) as parquet:
         table = parquet.read_row_group(unit.group, columns=wanted, use_threads=False)
-    rows = Rows({name: _plain(table.column(name)) for name in names})
+    rows = Rows({name: _plain(table.column(name), table.schema.field(name).nullable) for name in names})
     if unit.rows is None:
         return rows
     views = np.asarray(table.column("view"))
@@ -62,10 +62,15 @@ def join_rows(some: Sequence[Rows]) -> Rows:
     return Rows({name: _join([rows.columns[name] for rows in some]) for name in some[0].columns})
 
 
-def _plain(column: Any) -> Any:
-    """One column of one row group, without a copy where Arrow's memory is what is wanted."""
+def _plain(column: Any, nullable: bool) -> Any:
+    """One column of one row group, without a copy where Arrow's memory is what is wanted.
+
+    What it becomes depends on the column's type, never on its values: other row groups have others, and join it.
+    """
     array = column.combine_chunks()
     kind = array.type
+    if pa.types.is_boolean(kind) and nullable:
+        array, kind = array.cast(pa.int8()), pa.int8()
     if pa.types.is_dictionary(kind):
         array, kind = array.cast(kind.value_type), kind.value_type
     if pa.types.is_fixed_size_list(kind):
@@ -74,7 +79,7 @@ def _plain(column: Any) -> Any:
         if array.null_count:
             array = pc.fill_null(array, NO_NUMBER if pa.types.is_integer(kind) else float("nan"))
         return array.to_numpy(zero_copy_only=True)
-    if pa.types.is_boolean(kind) and not array.null_count:
+    if pa.types.is_boolean(kind):
         return array.to_numpy(zero_copy_only=False)
     return array
 

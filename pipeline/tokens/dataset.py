@@ -26,7 +26,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pipeline.errors import UsageError
 from pipeline.storage import Storage
 from pipeline.tokens.batching import GRID, by_grid, in_order
-from pipeline.tokens.columns import Rows, join_rows, read_unit
+from pipeline.tokens.columns import Places, Rows, join_rows, read_unit
 from pipeline.tokens.order import Order, Range, Reader, Sampling, share
 from pipeline.tokens.parts import Parts, find_parts
 from pipeline.tokens.ranks import rank_and_world
@@ -45,7 +45,8 @@ class TokenDataset(IterableDataset[Batch]):
     """Batches of tokens, straight from the store of a run. Give it to a DataLoader with `batch_size=None`.
 
     A batch is a dict: `tokens` [B, T] of `dtype`; columns of numbers as tensors [B] or [B, n] (a missing integer is
-    -1), all others as lists. B is `sampling.batch`, less for the last batch of an epoch; T is h * w.
+    -1, a missing float NaN); `flip` as bool [B], other truth values, which may be missing, as int8 [B] of 1, 0 and -1;
+    all else as lists. B is `sampling.batch`, less for the last batch of an epoch; T is h * w.
 
     Where the grids of a run vary, all rows of a batch have one grid, which `grid_height` and `grid_width` [B] tell. A
     reader gives a batch as soon as it has `sampling.batch` rows of a grid, and at its end what is left of each grid. So
@@ -188,15 +189,15 @@ class TokenDataset(IterableDataset[Batch]):
 
     def _ahead(self, pool: ThreadPoolExecutor, order: Order, spans: Iterator[tuple[int, int, int]]) -> Iterator[Rows]:
         """The rows of the spans in the epoch's order, block by block, while the next block is read."""
-        waiting: deque[tuple[list[Future[Rows]], int, list[Range]]] = deque()
+        waiting: deque[tuple[list[Future[Rows]], Places]] = deque()
         for block, its_spans in groupby(spans, key=itemgetter(0)):
-            units = [unit for unit in order.block(block) if unit.count]
+            units, places = order.needed(block, [(first, last) for _, first, last in its_spans])
             reading = [pool.submit(read_unit, self._storage, self.parts, unit, self._names) for unit in units]
-            waiting.append((reading, block, [(first, last) for _, first, last in its_spans]))
+            waiting.append((reading, places))
             if len(waiting) > BLOCKS_AHEAD:
-                yield _arrange(order, *waiting.popleft())
+                yield _arrange(*waiting.popleft())
         while waiting:
-            yield _arrange(order, *waiting.popleft())
+            yield _arrange(*waiting.popleft())
 
     def _finish(self, rows: Rows) -> Batch:
         codes = rows.columns["tokens"]
@@ -213,9 +214,9 @@ class TokenDataset(IterableDataset[Batch]):
         return batch
 
 
-def _arrange(order: Order, reading: list[Future[Rows]], block: int, spans: list[Range]) -> Rows:
-    """The rows of some spans of a block in their order, as soon as all of the block is read."""
-    return join_rows([unit.result() for unit in reading]).take(order.places(block, spans))
+def _arrange(reading: list[Future[Rows]], places: Places) -> Rows:
+    """The rows at some places of what is being read, as soon as all of it is."""
+    return join_rows([unit.result() for unit in reading]).take(places)
 
 
 def _whole(order: Order) -> list[Range]:

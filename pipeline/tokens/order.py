@@ -142,6 +142,21 @@ class Order:
         rows = self._generator(1, number).permutation(size) if self._sampling.shuffle else np.arange(size)
         return np.concatenate([rows[first:last] for first, last in spans])
 
+    def needed(self, number: int, spans: Sequence[Range]) -> tuple[list[Unit], npt.NDArray[np.int64] | slice]:
+        """The units of a block that hold the rows of some spans, and the rows' places among those of these units."""
+        units, places = self.block(number), self.places(number, spans)
+        counts = np.array([unit.count for unit in units], np.int64)
+        stops = np.cumsum(counts)
+        if isinstance(places, slice):
+            used = (counts > 0) & (stops > places.start) & (stops - counts < places.stop)
+            skipped = int(counts[: np.argmax(used)].sum())
+            places = slice(places.start - skipped, places.stop - skipped)
+        else:
+            unit_of = np.searchsorted(stops, places, side="right")
+            used = np.bincount(unit_of, minlength=len(units)) > 0
+            places = places - np.cumsum(np.where(used, 0, counts))[unit_of]
+        return [unit for unit, is_used in zip(units, used, strict=True) if is_used], places
+
     def _unit(self, number: int) -> Unit:
         part, group, rows = int(self._part[number]), int(self._group[number]), int(self._rows[number])
         if self._views == 1:

@@ -21,7 +21,7 @@ from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter, RejectedSa
 from pipeline.tokens.writer import OutputConfig, PartWriter
 
 Tokens = Callable[[int, int, int, TokenSpec], np.ndarray]  # (shard, sample, view, spec) -> [h, w]
-SPEC = TokenSpec(1024, 2, 2)
+SPEC, COLUMNS = TokenSpec(1024, 2, 2), ColumnsConfig()
 
 
 def telling_tokens(shard: int, sample: int, view: int, spec: TokenSpec) -> np.ndarray:
@@ -47,6 +47,8 @@ class Made:
         prefix: stands before every key.
         rejects: (shard, sample) of those that did not become rows.
         top: of every crop (pixels).
+        columns: of the parts.
+        fields: of a sample by its number, as `columns.fields` has them.
     """
 
     views: int = 1
@@ -59,6 +61,8 @@ class Made:
     prefix: str = ""
     rejects: frozenset[tuple[int, int]] = frozenset()
     top: float | None = None
+    columns: ColumnsConfig = COLUMNS
+    fields: Callable[[int], tuple[Any, ...]] = lambda _: ()
 
     def key(self, shard: int, sample: int) -> str:
         """Of a sample."""
@@ -72,7 +76,8 @@ class Made:
             caption = None if i % 3 == 2 else f"caption {shard} {i}"
             label = None if i % 7 == 6 and not self.labelled else self.first_label + i % 5
             crop, meta = (view if self.top is None else self.top, 0.0, 32.0, 32.0), json.dumps({"i": i})
-            row = Row(self.key(shard, i), i, view, 40, 50, crop, view % 2 == 1, caption, label, meta)
+            flip = view % 2 == 1
+            row = Row(self.key(shard, i), i, view, 40, 50, crop, flip, caption, label, meta, self.fields(i))
             yield row, self.tokens(shard, i, view, self.spec)
 
     def write_part(self, path: Path, number: int, shard: Shard, samples: int, fingerprint: str) -> None:
@@ -86,7 +91,8 @@ class Made:
         ]
         counts = Counts(samples, samples - len(rejects), len(rows), len(rejects))
         footer = PartFooter(fingerprint, about, self.spec, counts, rejects)
-        with PartWriter(path, self.spec, ColumnsConfig(), shard.url, OutputConfig(row_group_rows=self.group)) as writer:
+        output = OutputConfig(row_group_rows=self.group)
+        with PartWriter(path, self.spec, self.columns, shard.url, output) as writer:
             for start in range(0, len(rows), self.group):
                 some = rows[start : start + self.group]
                 tokens = [tokens for _, tokens in some]

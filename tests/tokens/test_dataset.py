@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from pipeline.storage import Storage
 from pipeline.tokens.dataset import Batch, TokenDataset
 from pipeline.tokens.order import Sampling
 from pipeline.tokens.parts import find_parts
-from pipeline.tokens.schema import TokenSpec
+from pipeline.tokens.schema import ColumnsConfig, TokenSpec
 from pipeline.tokens.states import merge_states
 from pipeline.tokens.transforms import Captions, Offset, Prepend
 from tests.support.s3 import S3
@@ -47,12 +49,20 @@ def every(views: int = 1) -> list[Row]:
 
 
 @pytest.mark.parametrize("batch", [1, 4, 41, 1000])
+@pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("world", [1, 3])
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_ranks_give_each_row_once(run: str, batch: int, world: int, shuffle: bool) -> None:
+def test_readers_give_each_row_once(
+    run: str, batch: int, workers: int, world: int, shuffle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers in this process: those of loaders are below."""
     sampling, parts = Sampling(batch=batch, shuffle=shuffle, buffer_rows=9), find_parts(Storage(), run)
     ranks = [TokenDataset(parts, sampling, rank=rank, world=world) for rank in range(world)]
-    given = [list(rank) for rank in ranks]
+    given = [[] for _ in ranks]
+    for (rank, data), worker in product(enumerate(ranks), range(max(1, workers))):
+        info = SimpleNamespace(id=worker, num_workers=workers) if workers else None
+        monkeypatch.setattr("pipeline.tokens.dataset.get_worker_info", lambda info=info: info)
+        given[rank] += data
     assert [len(rank) for rank in ranks] == [len(batches) for batches in given]
     assert sorted(row for batches in given for row in rows(batches)) == every()
     in_order = [row for batches in given for row in rows(batches)]
@@ -73,6 +83,24 @@ def test_batch_holds_what_the_rows_hold(views: str) -> None:
         assert batch["label"][n] == (-1 if i % 7 == 6 else i % 5)
         assert (batch["key"][n], batch["view"][n], batch["flip"][n]) == (f"{s}/{i}", v, v % 2 == 1)
         assert (batch["crop"][n, 0], batch["shard"][n]) == (v, f"s3://corpus/{s:05}.tar")
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_nulls_in_every_second_row_group(tmp_path: Path, shuffle: bool) -> None:
+    """What a column becomes does not hang on which rows were read together."""
+    columns = ColumnsConfig(fields={"f": "meta.f: float", "n": "meta.n: int", "ok": "meta.ok: bool"})
+
+    def fields(sample: int) -> tuple[Any, ...]:
+        return (None,) * 3 if sample % 8 == 5 else (sample / 2, sample, sample % 2 == 0)
+
+    run = make_run(tmp_path, (16, 12), columns=columns, fields=fields)
+    data = TokenDataset(run, Sampling(batch=4, buffer_rows=8, shuffle=shuffle), columns=[*columns.fields])
+    for batch in data:
+        kinds = [batch[name].dtype for name in columns.fields]
+        assert kinds == [torch.float64, torch.int64, torch.int8]
+        for i, *values in zip(batch["tokens"][:, 1].tolist(), *(batch[name] for name in columns.fields), strict=True):
+            assert values[1:] == ([-1, -1] if i % 8 == 5 else [i, i % 2 == 0])
+            assert values[0].isnan() if i % 8 == 5 else values[0] == i / 2
 
 
 def test_epochs_differ_and_repeat(run: str) -> None:
@@ -347,6 +375,27 @@ def test_stateful_loader_resumes_and_shrinks(run: str, workers: int) -> None:
     data, stateful = loader(0, 1, 1 - workers // 2)
     data.load_state_dict(merge_states(states))
     assert sorted(given + rows(stateful)) == every()
+
+
+@pytest.mark.system
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata calls it
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stateful_loader_resumes_at_every_position(run: str, workers: int) -> None:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def loader() -> StatefulDataLoader:
+        return StatefulDataLoader(TokenDataset(run, SMALL), batch_size=None, num_workers=workers)
+
+    first, states, whole = loader(), [], []
+    batches = iter(first)
+    for _ in range(1 + len(TokenDataset(run, SMALL))):
+        states.append(json.loads(json.dumps(first.state_dict())))
+        whole += [rows([batch]) for batch in islice(batches, 1)]
+    assert sorted(row for batch in whole for row in batch) == every()
+    for position, state in enumerate(states):
+        resumed = loader()
+        resumed.load_state_dict(state)
+        assert [rows([batch]) for batch in resumed] == whole[position:]
 
 
 @pytest.mark.system

@@ -2,12 +2,13 @@
 
 import random
 from collections import Counter
-from itertools import product
+from itertools import combinations, product
 
+import numpy as np
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.tokens.order import Order, Reader, Sampling, cut, share
+from pipeline.tokens.order import Order, Reader, Sampling, Unit, cut, share
 from pipeline.tokens.parts import Part, Parts
 from pipeline.tokens.schema import TokenSpec
 
@@ -24,18 +25,20 @@ def readers(world: int, workers: int) -> list[Reader]:
     return [Reader(r, world, w, workers) for r in range(world) for w in range(workers)]
 
 
+def rows_at(places: np.ndarray | slice, units: list[Unit]) -> list[tuple[int, int, int]]:
+    """(part, group, row of the group) of the rows at some places of some units."""
+    there = [
+        (unit.part, unit.group, int(row))
+        for unit in units
+        for row in (range(unit.count) if unit.rows is None else unit.rows)
+    ]
+    return there[places] if isinstance(places, slice) else [there[place] for place in places]
+
+
 def sequence(order: Order) -> list[tuple[int, int, int]]:
     """(part, group, row of the group) of every row of an epoch, in order."""
-    rows = []
-    for block, first, last in order.spans(0, order.rows):
-        there = [
-            (unit.part, unit.group, int(row))
-            for unit in order.block(block)
-            for row in (range(unit.count) if unit.rows is None else unit.rows)
-        ]
-        places = order.places(block, [(first, last)])
-        rows += there[places] if isinstance(places, slice) else [there[place] for place in places]
-    return rows
+    spans = order.spans(0, order.rows)
+    return [row for block, *span in spans for row in rows_at(order.places(block, [span]), order.block(block))]
 
 
 def size(left: list[tuple[int, int]]) -> int:
@@ -104,6 +107,23 @@ def test_buffer_bounds_what_a_block_holds() -> None:
     blocks = {block: last - first for block, first, last in order.spans(0, order.rows)}
     assert max(blocks.values()) < 40 + 10
     assert sum(blocks.values()) == order.rows == 1150
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("view", ["all", "one"])
+def test_units_that_spans_need(shuffle: bool, view: str) -> None:
+    parts = parts_of((4, 1, 3), (), (2, 2, 2), (1, 1), views=2)
+    order, start = Order(parts, Sampling(shuffle=shuffle, buffer_rows=7, view=view), 0), 0
+    whole = sequence(order)
+    for block, _, size in order.spans(0, order.rows):
+        for first, last in combinations(range(size + 1), 2):
+            for spans in ([(first, last)], [(0, first + 1), (last, size)]):
+                expected = [row for a, b in spans for row in whole[start + a : start + b]]
+                units, places = order.needed(block, spans)
+                assert rows_at(places, units) == expected
+                assert sorted({row[:2] for row in expected}) == sorted((unit.part, unit.group) for unit in units)
+        start += size
+    assert start == len(whole)
 
 
 def test_rows_of_a_block_mix_shards() -> None:
