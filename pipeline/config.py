@@ -23,7 +23,7 @@ from pipeline.limits import LimitsConfig
 from pipeline.messages import Calibration, Identity
 from pipeline.progress import LogConfig
 from pipeline.qa.config import QaConfig
-from pipeline.select import SelectConfig
+from pipeline.select import LISTS, SelectConfig
 from pipeline.shards.tar import TarLimits
 from pipeline.storage import Storage, StorageConfig
 from pipeline.tokens.schema import ColumnsConfig
@@ -265,7 +265,7 @@ def _with_absolute_paths(config: JobConfig) -> JobConfig:
         changes["output"] = config.output.model_copy(update={"url": canonical(config.output.url)})
     if config.qa.baseline:
         changes["qa"] = config.qa.model_copy(update={"baseline": canonical(config.qa.baseline)})
-    lists = {name: canonical(url) for name in ("keys", "without_keys") if (url := getattr(config.select, name))}
+    lists = {name: canonical(url) for name in LISTS if (url := getattr(config.select, name))}
     if lists:
         changes["select"] = config.select.model_copy(update=lists)
     path = local_path(config.model.path) if config.model.path else None

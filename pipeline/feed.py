@@ -216,7 +216,7 @@ def views(shard: Shard, intake: Intake, accounts: Accounts, attempt: Attempt) ->
         reader = TarReader(_Watched(stream, attempt), url=shard.url, size=blob.size, limits=intake.tar)
         work = ordered_map(
             intake.decoders,
-            lambda sample: _prepare(sample, intake),
+            lambda sample: _prepare(sample, shard, intake),
             _fetched(reader, intake.meter, attempt),
             weigh=lambda sample: _weight(sample, intake.image),
             budget=intake.decode_budget,
@@ -256,10 +256,10 @@ def _fetched(reader: TarReader, meter: Meter, attempt: Attempt) -> Iterator[Samp
         yield sample
 
 
-def _prepare(sample: Sample, intake: Intake) -> Prepared | Reject | Filtered:
+def _prepare(sample: Sample, shard: Shard, intake: Intake) -> Prepared | Reject | Filtered:
     key = _key(sample)
     with intake.meter.busy(Part.DECODE):
-        return intake.selection.verdict(key, sample.members) or intake.decode(key, sample.members)
+        return intake.selection.verdict(shard.url, key, sample.members) or intake.decode(key, sample.members)
 
 
 def _weight(sample: Sample, image: ImageConfig) -> int:

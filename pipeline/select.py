@@ -1,7 +1,8 @@
-"""Which samples become tokens: the user's own choice, by keys, by fields of the JSON sidecar, by size.
+"""Which samples become tokens: the user's own choice, by shards, keys, fields of the JSON sidecar, size.
 
 A sample that is not chosen is neither a row nor a reject, but it is in the accounts, with the rule that left it out.
-Rules are asked from the cheapest to the dearest: keys and fields before the image is looked at, sizes at its header.
+So a shard that is left out is read too, to count its samples, and becomes a part without rows.
+Rules are asked from the cheapest to the dearest: lists and fields before the image is looked at, sizes at its header.
 """
 
 import hashlib
@@ -17,7 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipeline.errors import Filtered, NotFound, UsageError
 from pipeline.storage import Storage
+from pipeline.urls import canonical, scheme_of
 
+_OF_SHARDS: Final = ("shards", "without_shards")
+LISTS: Final = (*_OF_SHARDS, "keys", "without_keys")  # options that name a file of lines
 _CONDITION: Final = re.compile(r"\s*meta((?:\.[^.\s<>=!]+)+)\s*(==|!=|<=|>=|<|>)\s*(.+?)\s*", re.DOTALL)
 NO_JSON: Final = (ValueError, RecursionError)  # of `json`: not its syntax or encoding; nested too deeply
 _ORDER: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
@@ -103,6 +107,12 @@ class SelectConfig(BaseModel):
     where: tuple[str, ...] = Field(
         (), description="conditions on the JSON sidecar, like `meta.aesthetic > 5`; a missing field fails its condition"
     )
+    shards: str | None = Field(
+        None,
+        description="file or URL with one shard per line (URL or absolute path): these shards alone; the others are "
+        "read, and counted as filtered",
+    )
+    without_shards: str | None = Field(None, description="likewise: all shards but these")
     keys: str | None = Field(None, description="file or URL with one key per line: these samples alone")
     without_keys: str | None = Field(None, description="file or URL with one key per line: all samples but these")
 
@@ -137,37 +147,37 @@ class Selection:
     Attributes:
         config: the rules.
         sidecar: extension of the JSON member that `meta` stands for.
-        keys: the only ones wanted; None: all.
-        without: the ones not wanted.
-        lists: sha256 of each list, by the name of its option.
+        lists: keys, or URLs in canonical spelling, by the name of the option.
+        hashes: sha256 of each list, likewise.
     """
 
     config: SelectConfig = field(default_factory=SelectConfig)
     sidecar: str = "json"
-    keys: frozenset[str] | None = None
-    without: frozenset[str] = frozenset()
-    lists: Mapping[str, str] | None = None
+    lists: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, config: SelectConfig, sidecar: str | None, storage: Storage) -> Self:
-        """Read the lists of keys.
+        """Read the lists of shards and keys.
 
         Raises:
-            UsageError: a list is not there, or is not UTF-8.
+            UsageError: a list is not there, is not UTF-8, or names a shard by a relative path.
         """
-        read = {
-            name: _read_keys(storage, name, url) for name in ("keys", "without_keys") if (url := getattr(config, name))
-        }
-        keys, without = (read[name][0] if name in read else None for name in ("keys", "without_keys"))
-        hashes = {name: digest for name, (_, digest) in read.items()}
-        return cls(config, sidecar or "json", keys, without or frozenset(), hashes)
+        found = {name: _read_list(storage, name, url) for name in LISTS if (url := getattr(config, name))}
+        lists, hashes = {name: one[0] for name, one in found.items()}, {name: one[1] for name, one in found.items()}
+        return cls(config, sidecar or "json", lists, hashes)
 
-    def verdict(self, key: str, members: Mapping[str, bytes]) -> Filtered | None:
-        """Why a sample is left out, as far as can be told without looking at its image."""
-        if self.keys is not None and key not in self.keys:
-            return Filtered("keys")
-        if key in self.without:
-            return Filtered("without_keys")
+    def verdict(self, shard: str, key: str, members: Mapping[str, bytes]) -> Filtered | None:
+        """Why a sample is left out, as far as can be told without looking at its image.
+
+        Args:
+            shard: URL in canonical spelling.
+            key, members: of the sample.
+        """
+        for rule, names in self.lists.items():
+            listed = (shard if rule in _OF_SHARDS else key) in names
+            if listed == rule.startswith("without"):
+                return Filtered(rule)
         if self.config.where:
             document = parse_sidecar(members.get(self.sidecar))
             for text in self.config.where:
@@ -177,8 +187,7 @@ class Selection:
 
     def describe(self) -> dict[str, Any]:
         """For the fingerprint: the rules that are set, lists by their content; empty if every sample is wanted."""
-        rules = self.config.model_dump(mode="json", exclude_defaults=True)
-        return {**rules, **(self.lists or {})}
+        return {**self.config.model_dump(mode="json", exclude_defaults=True), **self.hashes}
 
 
 def keys_in(data: bytes) -> list[str]:
@@ -190,11 +199,21 @@ def keys_in(data: bytes) -> list[str]:
     return [key for line in data.decode("utf-8-sig").split("\n") if (key := line.removesuffix("\r"))]
 
 
-def _read_keys(storage: Storage, name: str, url: str) -> tuple[frozenset[str], str]:
-    """The keys of a list, and the hash of its bytes."""
+def _read_list(storage: Storage, name: str, url: str) -> tuple[frozenset[str], str]:
+    """The keys or shards of a list, and the hash of its bytes."""
     try:
         data = storage.read(url)
-        keys = frozenset(keys_in(data))
+        lines = keys_in(data)
     except (NotFound, ValueError) as error:
-        raise UsageError(f"select.{name} must be a text file with one key per line, got {url}: {error}") from error
-    return keys, hashlib.sha256(data).hexdigest()
+        what = "shard" if name in _OF_SHARDS else "key"
+        raise UsageError(f"select.{name} must be a text file with one {what} per line, got {url}: {error}") from error
+    names = (_shard(name, line) for line in lines) if name in _OF_SHARDS else lines
+    return frozenset(names), hashlib.sha256(data).hexdigest()
+
+
+def _shard(name: str, line: str) -> str:
+    """A shard of a list, as shards are known."""
+    line = line.strip()
+    if scheme_of(line) == "file" and not line.startswith(("/", "file:///")):  # actors stand in folders of their own
+        raise UsageError(f"select.{name} must name shards by URL or absolute path, got {line!r}")
+    return canonical(line)

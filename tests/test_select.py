@@ -1,5 +1,6 @@
 """What the user does not want: neither row nor reject, and in the accounts all the same."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -7,10 +8,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline.config import JobConfig, job_document, resolve
 from pipeline.encoding import Precision
 from pipeline.errors import Filtered, UsageError
+from pipeline.images import ImageConfig
+from pipeline.isolation import prepare_sample
 from pipeline.messages import Identity
 from pipeline.select import SelectConfig, Selection, keys_in, parse_condition
 from pipeline.shards.manifest import freeze
@@ -54,7 +58,7 @@ DOCUMENT = {"aesthetic": 5.5, "width": 640, "ok": True, "license": "cc0", "deep"
 def test_condition_on_the_sidecar(condition: str, holds: bool) -> None:
     assert parse_condition(condition).holds(DOCUMENT) is holds
     selection, data = Selection(SelectConfig(where=condition)), json.dumps(DOCUMENT).encode()
-    assert selection.verdict("k", {"json": data}) == (None if holds else Filtered(f"where {condition}"))
+    assert selection.verdict("s", "k", {"json": data}) == (None if holds else Filtered(f"where {condition}"))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +76,8 @@ def test_condition_on_the_sidecar(condition: str, holds: bool) -> None:
 )
 def test_sidecar_that_is_none(data: bytes | None) -> None:
     members = {} if data is None else {"json": data}
-    assert Selection(SelectConfig(where=("meta.a == 1",))).verdict("k", members) == Filtered("where meta.a == 1")
+    selection = Selection(SelectConfig(where=("meta.a == 1",)))
+    assert selection.verdict("s", "k", members) == Filtered("where meta.a == 1")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +113,16 @@ def test_rule_of_size(rules: dict[str, float], broken: str | None) -> None:
         assert SelectConfig(**rules).size_rule(width, height) == broken
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("limit", [{"max_pixels": 99}, {"max_scan_pixels": 99}, {"min_side": 99}])
+def test_unwanted_size_beyond_a_limit(form: str, limit: dict[str, int]) -> None:
+    """The user's rule is asked first: what is not wanted is no reject."""
+    file = io.BytesIO()
+    Image.new("RGB", (10, 20)).save(file, form)
+    image, members = ImageConfig(size=8, **limit), {"jpg": file.getvalue()}
+    assert prepare_sample("k", members, image, select=SelectConfig(min_side=11)) == Filtered("min_side 11")
+
+
 def identity_of(select: SelectConfig) -> dict[str, object]:
     found = Identity("w", {}, TokenSpec(8, 1, 1), "r", Selection.load(select, "json", Storage()).describe())
     return job_document(JobConfig(select=select), found, None, Precision.EXACT, 8)["identity"]
@@ -122,6 +137,26 @@ def test_choice_is_part_of_the_fingerprint(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "a", tmp_path / "c")
     assert by_list[0] != by_list[1]
     assert by_list[0] == identity_of(SelectConfig(keys=str(tmp_path / "c"))), "the list's content counts, not its name"
+
+
+@pytest.mark.parametrize("listed", ["a", "b", ""])
+@pytest.mark.parametrize(("kind", "prefix"), [("shards", "gcs://bucket/"), ("keys", "")])
+def test_names_on_a_list(tmp_path: Path, kind: str, prefix: str, listed: str) -> None:
+    """What is asked for is sample `a` of shard `a`."""
+    (tmp_path / "list").write_text(f"{prefix}{listed}\n" if listed else "")
+
+    def verdict(option: str) -> Filtered | None:
+        selection = Selection.load(SelectConfig(**{option: str(tmp_path / "list")}), "json", Storage())
+        return selection.verdict("gs://bucket/a", "a", {})
+
+    assert verdict(kind) == (None if listed == "a" else Filtered(kind))
+    assert verdict(f"without_{kind}") == (Filtered(f"without_{kind}") if listed == "a" else None)
+
+
+def test_shard_on_a_list_by_a_relative_path(tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("/data/0.tar\ndata/1.tar\n")
+    with pytest.raises(UsageError, match=r"select\.shards must name shards by URL or absolute path, got 'data/1\.tar'"):
+        Selection.load(SelectConfig(shards=str(tmp_path / "list")), "json", Storage())
 
 
 def test_list_of_keys_that_is_not_there(tmp_path: Path) -> None:
@@ -178,19 +213,21 @@ def test_keys_alone(tmp_path: Path, tiny_model: Path) -> None:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> FinishedRun:
-    """Of shard `a` the samples a1 and a4 are not wanted."""
+    """Of shard `a` the samples a1 and a4 are not wanted, of shard `b` none is."""
     folder = tmp_path_factory.mktemp("select")
     (folder / "not").write_text("a1\na4")
     run = FinishedRun(folder / "shards", folder / "output")
-    run.build(tiny_model, select=SelectConfig(without_keys=str(folder / "not")))
+    (folder / "not-b").write_text(f"{run.source('b.tar.gz')}\n")
+    run.build(tiny_model, select=SelectConfig(without_keys=str(folder / "not"), without_shards=str(folder / "not-b")))
     return run
 
 
 def test_accounts_close_with_what_is_filtered(built: FinishedRun) -> None:
     result = verify(Storage(), str(built.output))
     assert result.ok, result.findings
-    account = result.accounts[0]
-    assert (account.samples, account.rows, account.rejects, account.filtered) == (6, 3, 1, 2)
+    counted = [(one.samples, one.rows, one.rejects, one.filtered) for one in result.accounts]
+    assert counted == [(6, 3, 1, 2), (4, 0, 0, 4), (0, 0, 0, 0)]
+    assert read_footer(Storage(), str(built.part("b"))).filtered == {"without_shards": [0, 1, 2, 3]}
     assert pq.read_table(built.part())["sample_index"].to_pylist() == [0, 3, 5]
 
 

@@ -104,8 +104,7 @@ class ImageConfig(BaseModel):
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """Height and width of the views: one shape, those of recipe buckets, or none where an image decides."""
         if self.recipe == "buckets":
-            listed = (tuple(map(int, text.split("x"))) for text in self.buckets)
-            return tuple((height, width) for height, width in listed) or _within_budget(self.size, self.patch or _PATCH)
+            return _listed(self.buckets) or _within_budget(self.size, self.patch or _PATCH)
         return () if self.facts.varies else ((self.size, self.size),)
 
     @property
@@ -150,6 +149,13 @@ class ImageConfig(BaseModel):
             if self.recipe != recipe and getattr(self, name):
                 raise ValueError(f"image.{name} must be null for recipe {self.recipe}, got {getattr(self, name)}")
         return self
+
+
+@lru_cache  # asked for every image
+def _listed(buckets: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    """The shapes that are written out."""
+    sides = (text.partition("x") for text in buckets)
+    return tuple((int(height), int(width)) for height, _, width in sides)
 
 
 @lru_cache

@@ -109,7 +109,8 @@ def decode(data: bytes, config: ImageConfig, size_rule: SizeRule | None = None) 
     Args:
         data: the file.
         config: mode and limits.
-        size_rule: the rule that an image of some width and height breaks; asked before the pixels are decoded.
+        size_rule: the rule that an image of some width and height breaks; asked before the limits, as what is not
+            wanted is no reject.
 
     Raises:
         BadImage: with every reason but `no_image` and `internal`.
@@ -124,7 +125,9 @@ def decode(data: bytes, config: ImageConfig, size_rule: SizeRule | None = None) 
         raise BadImage(Reason.TOO_LARGE, f"{len(data):,} bytes; {limit}")
     form = sniff(data)
     if form is Format.JPEG:
-        _check_jpeg(read_jpeg(data, config.max_scan_pixels), config)
+        header = read_jpeg(data, config.max_scan_pixels)
+        _check_wanted(header.width, header.height, size_rule)
+        _check_jpeg(header, config)
     else:
         check_structure(form, data)
     try:
@@ -134,6 +137,11 @@ def decode(data: bytes, config: ImageConfig, size_rule: SizeRule | None = None) 
     except _DAMAGE as error:
         reason = Reason.TRUNCATED if "truncated" in str(error).lower() else Reason.CORRUPT
         raise BadImage(reason, f"{form}: {error}") from error
+
+
+def _check_wanted(width: int, height: int, size_rule: SizeRule | None) -> None:
+    if size_rule and (broken := size_rule(width, height)):
+        raise Unwanted(broken)
 
 
 def _check_jpeg(header: JpegHeader, config: ImageConfig) -> None:
@@ -162,11 +170,10 @@ def _check_limits(width: int, height: int, config: ImageConfig) -> None:
 
 def _load(form: Format, data: bytes, config: ImageConfig, size_rule: SizeRule | None) -> Picture:
     image = _PLUGINS[form](BytesIO(data))  # reads the header alone
-    _check_limits(*image.size, config)
-    _check_kind(image)
     source = image.size
-    if size_rule and (broken := size_rule(*source)):
-        raise Unwanted(broken)
+    _check_wanted(*source, size_rule)
+    _check_limits(*source, config)
+    _check_kind(image)
     if isinstance(image, JpegImageFile):
         if config.decode == "fast":
             image.draft(image.mode, (config.size, config.size))

@@ -10,7 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Final, Self
+from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -78,21 +79,23 @@ class FieldSource:
     member: str
     kind: FieldKind
 
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read `meta.aesthetic: float` or `ocr.txt: string`.
 
-        Raises:
-            ValueError: it is not of that form.
-        """
-        match = _SOURCE.fullmatch(text)
-        if match is None or match["kind"] not in list(FieldKind):
-            kinds = ", ".join(FieldKind)
-            raise ValueError(f"must be `meta.NAME: TYPE` or `EXTENSION: TYPE`, the type one of {kinds}; got {text!r}")
-        kind = FieldKind(match["kind"])
-        if match["member"] and kind is FieldKind.BOOL:
-            raise ValueError(f"a member must be int, float, string or json, got {text!r}")
-        return cls(tuple((match["path"] or "").split(".")) if match["path"] else (), match["member"] or "", kind)
+@lru_cache  # asked for every sample
+def parse_source(text: str) -> FieldSource:
+    """Read `meta.aesthetic: float` or `ocr.txt: string`.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    match = _SOURCE.fullmatch(text)
+    if match is None or match["kind"] not in list(FieldKind):
+        kinds = ", ".join(FieldKind)
+        raise ValueError(f"must be `meta.NAME: TYPE` or `EXTENSION: TYPE`, the type one of {kinds}; got {text!r}")
+    kind = FieldKind(match["kind"])
+    if match["member"] and kind is FieldKind.BOOL:
+        raise ValueError(f"a member must be int, float, string or json, got {text!r}")
+    path = tuple(match["path"].split(".")) if match["path"] else ()
+    return FieldSource(path, match["member"] or "", kind)
 
 
 class ColumnsConfig(BaseModel):
@@ -115,12 +118,12 @@ class ColumnsConfig(BaseModel):
         for name, text in fields.items():
             if not _NAME.fullmatch(name) or name in RESERVED_COLUMNS:
                 raise ValueError(f"columns.fields: must be a new name of a-z, 0-9 and _, got {name!r}")
-            FieldSource.parse(text)
+            parse_source(text)
         return dict(sorted(fields.items()))  # the order of the columns is no choice
 
     def source(self, name: str) -> FieldSource:
         """Where a column of `fields` comes from."""
-        return FieldSource.parse(self.fields[name])
+        return parse_source(self.fields[name])
 
     def describe(self) -> dict[str, Any]:
         """For the fingerprint."""
