@@ -23,13 +23,21 @@ def main(
         str | None,
         typer.Option(metavar="X", help="The checkpoint's YAML, or LlamaGen's VQ-8 or VQ-16.", show_default=False),
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Take the weights even where there are moving averages.")] = False,
+    averages: Annotated[
+        bool | None,
+        typer.Option(
+            "--averages/--raw",
+            help="Where there are moving averages of the weights, take these or the weights; if not given the "
+            "averages, but of LlamaGen the weights, as its own extraction of codes does.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert a checkpoint into a model folder, without running anything that it holds."""
     from pipeline.tokenizers.convert import convert
 
-    made = convert(checkpoint, to, config, averages=not raw)
+    made = convert(checkpoint, to, config, averages=averages)
     tokenizer = made.tokenizer
     out.print(
         f"{to}: {type(tokenizer).__name__}, f{tokenizer.downsample}, {tokenizer.codebook_size:,} codes, "

@@ -44,6 +44,7 @@ _NOT_NEEDED = (
     *("quantize.embedding.cluster_size", "quantize.embedding.embed_avg"),
 )
 _WHOLE = {"chameleon": "ChameleonVQVAE", "emu3": "Emu3VQVAE", "janus": "JanusVQVAE"}  # model_type -> tokenizer's class
+_OF_LLAMAGEN = "encoder.conv_blocks."  # begins names that taming's VQGAN does not have
 _VQ = "vqmodel."  # where transformers' models keep it
 
 
@@ -64,14 +65,15 @@ class Conversion:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def convert(source: Path, to: Path, config: str | None = None, *, averages: bool = True) -> Conversion:
+def convert(source: Path, to: Path, config: str | None = None, *, averages: bool | None = None) -> Conversion:
     """Writes a model folder, after it was loaded again and tried.
 
     Args:
         source: a checkpoint, or the folder of a whole model in transformers' layout.
         to: the folder to write; it must not hold a model.
         config: a YAML of the checkpoint's code, or LlamaGen's `VQ-8` or `VQ-16`; nothing for a folder.
-        averages: take moving averages of the weights where there are some, instead of the weights.
+        averages: take moving averages of the weights where there are some, instead of the weights. None: yes, but not
+            of LlamaGen, whose `extract_codes_c2i.py` and `_t2i.py` take `model` and leave `ema`.
 
     Raises:
         ModelError: the source cannot be read, is no tokenizer, or cannot be expressed here; the text says why.
@@ -92,13 +94,17 @@ def convert(source: Path, to: Path, config: str | None = None, *, averages: bool
     return Conversion(tokenizer, tokenizer.weights_hash(), averaged, left_out)
 
 
-def _convert_vqgan(source: Path, to: Path, config: str | None, *, averages: bool) -> tuple[bool, dict[str, int]]:
+def _convert_vqgan(source: Path, to: Path, config: str | None, *, averages: bool | None) -> tuple[bool, dict[str, int]]:
     """Write a VQModel; returns whether it has averages, and what was left out."""
-    weights, averaged = _weights(read_checkpoint(source), source, averages=averages)
+    content = read_checkpoint(source)
+    sections = [section for section in content.values() if isinstance(section, dict)]
+    llamagen = any(_OF_LLAMAGEN in str(name) for section in (content, *sections) for name in section)
+    if averages is None:
+        averages = not llamagen
+    weights, averaged = _weights(content, source, averages=averages)
     own, left_out = _own(weights)
     if averages and (kept := ema_of(weights, own)):
         own, averaged = kept, True
-    llamagen = any(name.startswith("encoder.conv_blocks.") for name in own)
     if not llamagen and not any(name.startswith("encoder.down.") for name in own):
         raise ModelError(
             f"{source}: must hold a VQGAN of taming-transformers, latent-diffusion or LlamaGen, got tensors such as "

@@ -115,17 +115,25 @@ def dotless(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return state | shadow | {"model_ema.decay": torch.tensor(0.9999)}
 
 
-@pytest.mark.parametrize("raw", [False, True])
-@pytest.mark.parametrize("code", ["taming", "llamagen"])
-def test_moving_averages_are_taken_unless_unwanted(code: str, raw: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("code", "asked", "taken"),
+    [
+        ("taming", None, True),
+        ("taming", False, False),
+        ("llamagen", None, False),  # as its own extraction of codes
+        ("llamagen", True, True),
+        ("llamagen", False, False),
+    ],
+)
+def test_moving_averages(code: str, asked: bool | None, taken: bool, tmp_path: Path) -> None:
     state = reference(code).state_dict()
     content = {"state_dict": dotless(state)} if code == "taming" else {"model": state, "ema": halved(state)}
     config = taming_yaml() if code == "taming" else LLAMAGEN
     source, to, yaml_file = _swapped(written(tmp_path / "in", content, config), tmp_path / "out")
-    made = convert(source, to, yaml_file, averages=not raw)
-    assert made.averaged is not raw
+    made = convert(source, to, yaml_file, averages=asked)
+    assert made.averaged is taken
     found = made.tokenizer.get_parameter("encoder.conv_in.bias")
-    torch.testing.assert_close(found.data, state["encoder.conv_in.bias"] / (1 if raw else 2))
+    torch.testing.assert_close(found.data, state["encoder.conv_in.bias"] / (2 if taken else 1))
 
 
 @pytest.fixture
@@ -220,9 +228,11 @@ def test_remapped_codes_and_a_missing_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.system
 def test_command(tmp_path: Path) -> None:
-    source, config = written(tmp_path, {"model": reference("llamagen").state_dict()}, LLAMAGEN)
-    result = tokenmill("convert", source, "--config", config, "--to", tmp_path / "out", "--json")
+    state = reference("llamagen").state_dict()
+    source, config = written(tmp_path, {"model": halved(state), "ema": state}, LLAMAGEN)
+    result = tokenmill("convert", source, "--config", config, "--averages", "--to", tmp_path / "out", "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["weights"] == VQModel.from_pretrained(tmp_path / "out").weights_hash()
+    assert found["averaged"] is True
     assert tokenmill("convert", source, "--config", "VQ-8", "--to", tmp_path / "other").returncode == 2

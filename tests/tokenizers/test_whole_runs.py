@@ -58,10 +58,10 @@ def pixels() -> torch.Tensor:
 
 @torch.no_grad()
 def own_indices(name: str, model: Path) -> torch.Tensor:
-    """The library's indices, or those that its program and formula give, [COUNT, 8, 8]."""
+    """The library's indices; a program's own, or the signs of its latents written as bits: [COUNT, 8, 8]."""
     if name in FORMULAS:
         given = torch.jit.load(model / "encoder.jit")(pixels())
-        return given[0].long() if name == "cosmos" else FORMULAS[name].indices(given)
+        return given[0].long() if name == "cosmos" else sum((given[:, i] > 0).long() * 2**i for i in range(18))
     vq = transformers_vq(name)
     if name == "Emu3VQVAE":
         return torch.stack(vq.encode(pixels(), image_sizes=torch.tensor([[32, 32]] * COUNT)).image_tokens)
