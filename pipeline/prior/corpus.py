@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -22,9 +23,14 @@ from pipeline.tokens.columns import NO_NUMBER
 from pipeline.tokens.dataset import Batch, TokenDataset
 from pipeline.tokens.order import Sampling
 from pipeline.tokens.parts import Parts
+from pipeline.tokens.schema import TokenSpec
+from pipeline.training.device import memory_bytes, torch_device
 
 _MOST_CLASSES = 100_000  # each has an embedding; more are rather somebody's ids
 _COUNTED_ROWS = 1024  # read at once while counting
+_NUMBER = 4  # bytes of a count or a logit
+_TRAINED = 3  # numbers for each logit of a batch: itself, the logarithm of its probability, its gradient
+_DRAWN = 4  # of a sample that is drawn at all places at once: the same, noise, and their sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +62,20 @@ class Corpus:
         config: split, condition, order.
 
     Raises:
-        UsageError: a column or view that is asked for is not there, or the grids vary.
+        UsageError: a column or view that is asked for is not there or of no use, the grids vary, or what a training
+            needs for each code at each place cannot fit into memory.
     """
 
     def __init__(self, storage: Storage, parts: Parts, config: PriorConfig) -> None:
         if parts.spec.varies:
             raise UsageError("the grids of this run have several shapes; a prior trains on a run of one shape")
+        _check_memory(parts.spec, config)
         self.parts, self._storage, self._config = parts, storage, config
         self._split = Split(config)
         self._columns = [self._split.column] + ["label"] * (config.condition == "label")
         sampling = Sampling(batch=config.batch_size, seed=config.seed, view=config.view)
         self._rows = self._dataset(sampling)
+        self._split.check(parts.schema)
         self._epoch = 0
 
     def take_census(self) -> Census:
@@ -157,6 +166,21 @@ class Split:
         """The column that it needs."""
         return self._by.partition(".")[0]
 
+    def check(self, schema: pa.Schema) -> None:
+        """See that the column has one name or number in each row.
+
+        Raises:
+            UsageError: it has not.
+        """
+        kind = schema.field(self.column).type
+        whole = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+        text = pa.types.is_string(kind) or pa.types.is_dictionary(kind)
+        if not text and not (whole and self.column == self._by):
+            raise UsageError(
+                "hold_out_by must be a column of texts or whole numbers, or a field of one of JSON (meta.photo), got "
+                f"{self._by}, where {self.column} is of type {kind}"
+            )
+
     def apart(self, batch: Batch) -> tuple[Batch, Batch]:
         """The rows to train on, and those held out."""
         held = torch.tensor([self._held_out(value) for value in batch[self.column]])
@@ -173,6 +197,27 @@ class Split:
         if found is None:
             raise UsageError(f"hold_out_by={self._by}: a row has no such value; name a field that every row has")
         return str(found)
+
+
+def _check_memory(spec: TokenSpec, config: PriorConfig) -> None:
+    """Refuse what would be killed for its memory, after all rows were read: there is a number for each code and place.
+
+    Raises:
+        UsageError: counts or logits are larger than all the memory there is.
+    """
+    device, places = torch_device(config.device), spec.tokens_per_view * spec.codebook_size
+    rows = {f"batch_size={config.batch_size}": _TRAINED * config.batch_size}
+    if config.kind == "maskgit":
+        rows[f"pictures={config.pictures}"] = _DRAWN * config.pictures * (1 if config.guidance == 1 else 2)
+    needs = [("the counts of the baselines; train on a run of fewer codes or smaller grids", 1, torch.device("cpu"))]
+    needs += [(f"{setting}; make it smaller", numbers, device) for setting, numbers in rows.items()]
+    for what, numbers, where in needs:
+        needed, there = _NUMBER * numbers * places, memory_bytes(where)
+        if needed > there:
+            raise UsageError(
+                f"{spec.tokens_per_view:,} places x {spec.codebook_size:,} codes must fit into memory: {where.type} "
+                f"has {there / 1e9:.3g} GB, and {needed / 1e9:.3g} GB are needed for {what}"
+            )
 
 
 def _where(batch: Batch, chosen: Tensor) -> Batch:

@@ -11,6 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.prior.corpus import Census, Corpus
 from pipeline.storage import Storage
 from pipeline.tokens.parts import find_parts
+from pipeline.training.device import memory_bytes
 from tests.prior.cases import tiny_prior
 from tests.support.token_runs import make_run
 
@@ -115,6 +116,12 @@ def test_labels_are_conditions_and_none_where_there_is_none(run: str) -> None:
         ({"hold_out": 1 - 1e-9}, "hold_out must leave rows on both sides, got 0 to train on and 63 held out"),
         ({"hold_out_by": "photo"}, r"columns must be among .*; got photo"),
         ({"hold_out_by": "meta.photo"}, "hold_out_by=meta.photo: a row has no such value"),
+        (
+            {"hold_out_by": "tokens"},
+            "hold_out_by must be a column of texts or whole numbers.* got tokens, where tokens",
+        ),
+        ({"hold_out_by": "crop"}, "got crop, where crop is of type fixed_size_list"),
+        ({"hold_out_by": "label.x"}, "got label.x, where label is of type int64"),
         ({"view": 3}, r"view must be in \[0, 1\), got 3"),
     ],
 )
@@ -134,3 +141,27 @@ def test_labels_below_the_one_that_is_none(tmp_path: Path) -> None:
     run = make_run(tmp_path, SAMPLES, first_label=-2)
     with pytest.raises(UsageError, match=r"needs labels from 0 .*, got -2 as the lowest and 2 as the highest"):
         corpus(run, condition="label").take_census()
+
+
+@pytest.mark.parametrize(
+    ("memory", "changes", "says"),
+    [
+        (16_383, {}, "for the counts of the baselines; train on a run of fewer codes"),
+        (245_759, {}, "4 places x 1,024 codes must fit into memory.* for batch_size=5; make it smaller"),
+        (245_760, {"kind": "maskgit", "pictures": 4}, "for pictures=4; make it smaller"),
+        (262_144, {"kind": "maskgit", "pictures": 4, "guidance": 2, "condition": "label"}, "for pictures=4"),
+    ],
+)
+def test_codes_that_memory_cannot_hold(
+    run: str, memory: int, changes: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 places x 1,024 codes x 4 bytes: 16,384 bytes for each number of each."""
+    monkeypatch.setattr("pipeline.prior.corpus.memory_bytes", lambda _: memory)
+    with pytest.raises(UsageError, match=says):
+        corpus(run, **changes)
+    monkeypatch.setattr("pipeline.prior.corpus.memory_bytes", lambda _: 16 * memory)
+    corpus(run, **changes)
+
+
+def test_memory_of_this_machine() -> None:
+    assert 1 << 28 < memory_bytes(torch.device("cpu")) < 1 << 50
