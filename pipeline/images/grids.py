@@ -48,7 +48,8 @@ def buckets(picture: Picture, config: ImageConfig, _: Draw) -> tuple[View, ...]:
     """To the shape of a list that keeps most of the image: scaled until it is covered, then the middle.
 
     Without a list the shapes are those of a budget of patches, as Lumina-mGPT makes them for Chameleon's tokenizer
-    (https://github.com/Alpha-VLLM/Lumina-mGPT): `ImageConfig.shapes`. Its crop is by lot, ours the middle.
+    (https://github.com/Alpha-VLLM/Lumina-mGPT): `ImageConfig.shapes`. The list is all that is Lumina's: it halves large
+    images by box filter before it resamples, and crops by lot; here images are resampled once and cut in the middle.
 
     Raises:
         BadImage: `too_large`, if the image is so long that the resized one would exceed `max_pixels`.

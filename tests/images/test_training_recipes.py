@@ -98,15 +98,20 @@ def test_centre_crop_of_open_muse(draw, encode, recipe, shape):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_crop_and_micro_conditions_of_amused(draw, encode, shape):
-    """diffusers' `examples/amused/train_amused.py`, `process_image`: upright, resized, `RandomCrop.get_params`."""
+    """diffusers' `examples/amused/train_amused.py`, `process_image`: upright, resized, `RandomCrop.get_params`.
+
+    Its crop coordinates by the formula of docs/recipes.md, from what a row holds.
+    """
     picture = Image.fromarray(draw(*shape))
     (view,) = views_of(picture, encode, "amused", Draw(7, "some key"))
     resized = resized_to_the_shorter_side(picture, SIZE)
     lots = random.Random("7/0/some key")
     top, left = (int(lots.random() * (side - SIZE + 1)) for side in (resized.height, resized.width))
     assert np.array_equal(view.pixels, np.asarray(resized)[top : top + SIZE, left : left + SIZE])
-    assert view.crop[0] * resized.height / picture.height == pytest.approx(top)
-    assert view.crop[1] * resized.width / picture.width == pytest.approx(left)
+    sides = picture.height, picture.width
+    stored = np.array(view.crop[:2], np.float32).tolist()
+    places = [round(at * int(SIZE * side / min(sides)) / side) for at, side in zip(stored, sides, strict=True)]
+    assert places == [top, left]
 
 
 def random_resized_crop(width: int, height: int, least: float, lots: random.Random) -> tuple[int, int, int, int]:
