@@ -122,7 +122,6 @@ def dotless(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         ("taming", False, False),
         ("llamagen", None, False),  # as its own extraction of codes
         ("llamagen", True, True),
-        ("llamagen", False, False),
     ],
 )
 def test_moving_averages(code: str, asked: bool | None, taken: bool, tmp_path: Path) -> None:
