@@ -19,7 +19,9 @@ NAMES = "hf, llamagen, llamagen-t2i, rar, 4m, open-muse, maskgit, webdataset, da
 def main(
     output: Store,
     layout: Annotated[str, typer.Option("--format", metavar="F", help=f"Layout: {NAMES}.", show_default=False)],
-    to: Annotated[str, typer.Option(metavar="URL", help="New or empty folder or URL that receives it.", show_default=False)],
+    to: Annotated[
+        str, typer.Option(metavar="URL", help="New or empty folder or URL that receives it.", show_default=False)
+    ],
     view: Annotated[
         int | None, typer.Option(min=0, help="Export this view of each sample alone; all if not given.")
     ] = None,
