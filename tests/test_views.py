@@ -93,6 +93,7 @@ def test_recipe_of_signed_pixels_for_a_model_of_unit_ones() -> None:
         ("LlamaGen", "llamagen-tencrop-1.05", "-1..1"),
         ("LlamaGen, text", "llamagen-center-flip", "-1..1"),
         ("RAR, TiTok", "llamagen-tencrop-1.1", "0..1"),
+        ("RAR, TiTok", "llamagen-center-flip", "0..1"),
         ("4M", "4m", "-1..1"),
         ("open-muse", "open-muse", "0..1"),
         ("Halton-MaskGIT", "center-crop", "-1..1"),

@@ -57,7 +57,7 @@ CATALOGUE: Final[Mapping[RecipeName, RecipeFacts]] = MappingProxyType(
         "pad": RecipeFacts(),
         "llamagen-tencrop-1.1": RecipeFacts("bicubic", None, 10, decode=_EXACT),
         "llamagen-tencrop-1.05": RecipeFacts("bicubic", None, 10, decode=_EXACT),
-        "llamagen-center-flip": RecipeFacts("bicubic", ValueRange.SIGNED, 2, decode=_EXACT),
+        "llamagen-center-flip": RecipeFacts("bicubic", None, 2, decode=_EXACT),
         "4m": RecipeFacts("bicubic", ValueRange.SIGNED, None, random=True, decode=_UNSCALED),
         "open-muse": RecipeFacts("bilinear", ValueRange.UNIT),
         "amused": RecipeFacts("bilinear", ValueRange.UNIT, random=True),
