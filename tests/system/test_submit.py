@@ -171,7 +171,8 @@ def story(tiny_model: Path) -> Iterator[Story]:
     shutil.copytree(tiny_model, folder / "model")
     faults = Faults(folder)
     faults.plan(Fault(point="opened", action="hang", shard="00002-*"), stretch=STRETCH)
-    quick = {**faults.environment, "RAY_metrics_report_interval_ms": "500"}
+    # Ray gives workers a niceness of 15: beside other tests an actor took longer to import torch than anybody waits.
+    quick = {**faults.environment, "RAY_metrics_report_interval_ms": "500", "RAY_worker_niceness": "0"}
     nodes = folder / "ray" / "prom_metrics_service_discovery.json"
     try:
         with launched(folder / "ray", quick) as cluster, prometheus(folder / "prometheus", nodes) as watch:
