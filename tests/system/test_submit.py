@@ -128,7 +128,7 @@ class Story:
         self.knock()
         followed = start(*self.arguments(), **self.environment)
         try:
-            wait_until(lambda: {"TokenmillStalled", "TokenmillRejectStorm"} <= self.watch.rang(), followed)
+            wait_until(self.has_come_to_a_halt, followed)
         except AssertionError as error:
             error.add_note(self.watch.summary())
             raise
@@ -144,6 +144,10 @@ class Story:
         self.faults.plan()
         again = tokenmill(*self.arguments(), **self.environment)
         self.codes["again"], self.said["again"] = again.returncode, again.stdout + again.stderr
+
+    def has_come_to_a_halt(self) -> bool:
+        """Both alerts ring, and all is done but the shard that hangs."""
+        return self.watch.rang() >= {"TokenmillStalled", "TokenmillRejectStorm"} and len(parts(self.output)) == 2
 
     def knock(self) -> None:
         """Try to get in."""
