@@ -343,6 +343,7 @@ class Driver:
         now = self._now()
         about: dict[str, Fact] = {"shard": assignment.shard, "attempt": assignment.attempt}
         if isinstance(answer, ShardReport):
+            self._monitor.reading(assignment.actor, answer.reading)
             losers = self._schedule.done(assignment.shard, assignment.attempt, now)
             if losers is not None:
                 self._monitor.committed(answer)

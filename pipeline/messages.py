@@ -141,6 +141,7 @@ class ShardReport:
         filled: the columns of `columns` (caption, label, meta, more) that have a value in some row.
         qa: what a look at the part found; None if QA is off.
         supply: how pixels came.
+        reading: what the actor has done so far, this shard included: the next pulse may come too late to be heard.
     """
 
     counts: Counts
@@ -148,3 +149,4 @@ class ShardReport:
     filled: frozenset[str] = frozenset()
     qa: QaReport | None = None
     supply: Supply | None = None
+    reading: Reading = field(default_factory=Reading)

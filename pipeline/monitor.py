@@ -142,11 +142,14 @@ class Monitor:
         self.touch()
 
     def reading(self, actor: str, reading: Reading, queues: dict[str, int] | None = None) -> None:
-        """An actor's meter, and what waits in it."""
-        if reading != self._readings.get(actor):
+        """An actor's meter, and what waits in it if that was asked; one that was overtaken by a later one is old."""
+        known = self._readings.get(actor, Reading())
+        if reading != known:
             self.touch()
-        self._readings[actor] = reading
-        self._queues[actor] = queues or {}
+        if (reading.samples, reading.images) >= (known.samples, known.images):
+            self._readings[actor] = reading
+        if queues is not None:
+            self._queues[actor] = queues
 
     def gone(self, actor: str) -> None:
         """An actor ended; what it has done stays counted."""
@@ -203,9 +206,8 @@ class Monitor:
     def end(self, actors: int) -> None:
         """No shard will come any more: the timeline ends with the last one."""
         if self._first is not None and self._last is not None:
-            total = self._total()  # the last pulse came before the last rows
-            images = max(total.images, self.rows)
-            self.timeline.end(Point(self._last - self._first, images, actors, total.busy))
+            total = self._total()
+            self.timeline.end(Point(self._last - self._first, total.images, actors, total.busy))
 
     def rates(self, actors: int) -> Rates:
         """Throughput of this run beside its ceilings."""

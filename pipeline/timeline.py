@@ -60,8 +60,12 @@ class Timeline:
         sums["lasted"] += lasted
 
     def end(self, point: Point) -> None:
-        """Keep the last point, so that the end of a run is in its log, however short it was."""
-        if point.seconds > self._last:
+        """Keep the last point, so that the end of a run is in its log, however short it was.
+
+        One from after the end goes.
+        """
+        self.points = [earlier for earlier in self.points if earlier.seconds < point.seconds]
+        if point.seconds > 0:
             self.points.append(point)
 
     @property

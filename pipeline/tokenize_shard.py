@@ -73,7 +73,7 @@ def tokenize_shard(
         qa = _inspected(path, footer, line, sampler) if sampler else None
         attempt.step()  # the store may now use up the time that it has for one request
         outcome = _published(path, footer, line, attempt, replace=replace)
-    return ShardReport(footer.counts, outcome, frozenset(accounts.filled), qa, supply)
+    return ShardReport(footer.counts, outcome, frozenset(accounts.filled), qa, supply, line.meter.read())
 
 
 def _draft(

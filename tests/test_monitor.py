@@ -86,11 +86,20 @@ def test_timeline_ends_with_the_last_shard(time: Clock) -> None:
     assert watch.timeline.points == [], "nothing began"
     watch.begun()
     time.now += 2
-    watch.reading("x", Reading({"encode": 1.5}, 80, 80, 0, 10))
+    watch.reading("x", Reading({"encode": 1.5}, 100, 100, 0, 10))
     watch.committed(report(100))
     time.now += 60
     watch.end(3)
     assert watch.timeline.points == [Point(2.0, 100, 3, {"encode": 1.5})]
+
+
+def test_reading_that_was_overtaken_is_not_taken_back(time: Clock) -> None:
+    watch, plan = monitor(time), Schedule([], LimitsConfig())
+    watch.reading("x", Reading({"encode": 2.0}, 100, 100, 0, 10), {"decode": 3})
+    watch.reading("x", Reading({"encode": 2.5}, 130, 140, 10, 20))
+    watch.reading("x", Reading({"encode": 2.2}, 110, 110, 0, 20), {"decode": 5})
+    now = watch.snapshot(plan, actors=1)
+    assert (now.images, now.rejects, now.queues) == (130, 10, {"decode": 5})
 
 
 def test_rates_of_nothing() -> None:

@@ -36,6 +36,15 @@ def test_short_run_has_its_end_alone() -> None:
     assert log.points == [point(POINT_SECONDS / 2)]
 
 
+def test_last_point_takes_the_place_of_one_taken_too_late() -> None:
+    log = Timeline({"encode": 1})
+    late = Point(12.0, images=70, actors=2, busy={"encode": 5.0})
+    log.add(point(6.0))
+    log.add(late)
+    log.end(point(11.0))
+    assert log.points == [point(6.0), point(11.0)]
+
+
 @pytest.mark.parametrize("price", [None, 0.0, 2.5])
 def test_report_reads_what_was_written(price: float | None, tmp_path: Path) -> None:
     log = Timeline({"encode": 1, "decode": 4}, price)

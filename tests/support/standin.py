@@ -113,7 +113,7 @@ class StandIn:
         qa = self._inspect(task, counts, copies) if self._judged else None
         path.replace(self._output / "tokens" / f"{task.shard.id}.parquet")
         self._meter.count(images=rows, samples=rows + rejects, bytes_read=task.shard.size or 0)
-        return ShardReport(counts, Outcome.DONE, qa=qa)
+        return ShardReport(counts, Outcome.DONE, qa=qa, reading=self._meter.read())
 
     def _inspect(self, task: Task, counts: Counts, copies: int) -> QaReport:
         report = QaReport(

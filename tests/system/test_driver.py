@@ -36,6 +36,7 @@ class Notes:
         self.events: list[tuple[str, dict[str, Fact]]] = []
         self.counts: list[tuple[int, int]] = []
         self.actors: list[int] = []
+        self.images: list[int] = []
 
     def note(self, message: str, **facts: Fact) -> None:
         self.lines.append(message)
@@ -45,6 +46,7 @@ class Notes:
 
     def show(self, snapshot: Snapshot) -> None:
         self.actors.append(snapshot.actors)
+        self.images.append(snapshot.images)
 
     def count(self, what: str, done: int, total: int) -> None:
         self.counts.append((done, total))
@@ -104,6 +106,12 @@ def test_script_without_faults(run: Run, tmp_path: Path, notes: Notes) -> None:
     for event in ("begun", "committed"):
         told = {(facts["shard"][0], facts["attempt"]) for name, facts in notes.events if name == event}
         assert told == {(name, 1) for name in "abcdefgh"}
+
+
+def test_counts_at_the_end_do_not_wait_for_a_pulse(run: Run, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "PULSE_SECONDS", 1000.0)
+    assert run({}).exit_code is ExitCode.OK
+    assert notes.images[-1] == 800
 
 
 def test_transient_failures_are_tried_again(run: Run, tmp_path: Path) -> None:
