@@ -18,7 +18,9 @@ from pipeline.meter import Meter
 from pipeline.select import Selection
 from pipeline.shards.manifest import Shard
 from pipeline.storage import Storage
-from pipeline.worker import CPU_BUDGET, SWITCH_SECONDS, failure_of
+from pipeline.worker import SWITCH_SECONDS, failure_of
+
+BUDGET = 16 << 20  # bytes of one shard between tar and consumer for each core
 
 
 class Decoder:
@@ -52,7 +54,7 @@ class Decoder:
             columns=job.columns,
             decode=partial(prepare_sample, image=job.image, seed=job.seed, select=job.select),
             tar=job.tar,
-            decode_budget=CPU_BUDGET * self._cpus,
+            decode_budget=BUDGET * self._cpus,
             selection=self._selection,
         )
         try:

@@ -45,7 +45,7 @@ from pipeline.tokens.writer import PartDamaged
 CALIBRATION_IMAGES = 32
 COUNTED_SAMPLES = 256  # whose mean size says how many samples a shard has, within some percent
 COUNTED_BYTES = 16 << 20  # likewise: the stream is read in blocks, up to one more than the samples take
-CPU_BUDGET = 16 << 20  # bytes of one shard between tar and model for each core: on a CPU nothing waits for more
+CPU_BUDGET = 4 << 20  # bytes of one shard between tar and model for each core: on a CPU decoding is soon ahead again
 NO_IMAGES: Images = np.empty((0, 0, 0, 3), np.uint8)
 SWITCH_SECONDS = 5e-5  # at Python's default of 5 ms a busy thread cuts the decode threads to a quarter of their speed
 

@@ -4,7 +4,9 @@ Parameter names are diffusers' (`encoder.down_blocks.0.resnets.0.conv1.weight`, 
 Tensors are [B, C, H, W]; all blocks keep the memory format of their input. `zq` is the condition of the norms.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
@@ -50,7 +52,8 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
         h: Tensor = self.conv1(norm_and_activate(self.norm1, self._act_fn, x, zq))
-        h = self.conv2(norm_and_activate(self.norm2, self._act_fn, h, zq))
+        h = norm_and_activate(self.norm2, self._act_fn, h, zq)  # a line of its own: what it was made of is freed
+        h = self.conv2(h)
         h += x if self.conv_shortcut is None else self.conv_shortcut(x)
         return h
 
@@ -83,7 +86,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:  # noqa: ARG002 - layers share one signature
         h: Tensor = self.conv(pad(x, (0, 1, 0, 1)))
         return h
 
@@ -95,7 +98,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:  # noqa: ARG002 - layers share one signature
         h: Tensor = self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
         return h
 
@@ -110,19 +113,17 @@ def _attentions(channels: int, count: int, style: BlockStyle) -> nn.ModuleList:
 
 
 class Level(nn.Module):
-    """The blocks of one resolution: residual blocks, each followed by attention where the level has it."""
+    """The layers of one resolution: residual blocks, each followed by attention where the level has it."""
 
     def __init__(self, resnets: nn.ModuleList, attentions: nn.ModuleList) -> None:
         super().__init__()
         self.resnets = resnets
         self.attentions = attentions
 
-    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(x, zq)
-            if i < len(self.attentions):
-                x = self.attentions[i](x, zq)
-        return x
+    def layers(self) -> list[nn.Module]:
+        """In order; each is called as `layer(x, zq)`."""
+        pairs = zip_longest(self.resnets, self.attentions)
+        return [layer for pair in pairs for layer in pair if layer is not None]
 
 
 class DownLevel(Level):
@@ -138,11 +139,8 @@ class DownLevel(Level):
         last = index == len(config.block_out_channels) - 1
         self.downsamplers = nn.ModuleList([] if last else [Downsample(out_channels)])
 
-    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
-        x = super().forward(x, zq)
-        for downsample in self.downsamplers:
-            x = downsample(x)
-        return x
+    def layers(self) -> list[nn.Module]:
+        return [*super().layers(), *self.downsamplers]
 
 
 class UpLevel(Level):
@@ -156,11 +154,8 @@ class UpLevel(Level):
         last = index == len(config.block_out_channels) - 1
         self.upsamplers = nn.ModuleList([] if last else [Upsample(out_channels)])
 
-    def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
-        x = super().forward(x, zq)
-        for upsample in self.upsamplers:
-            x = upsample(x)
-        return x
+    def layers(self) -> list[nn.Module]:
+        return [*super().layers(), *self.upsamplers]
 
 
 def decoder_style(config: VQModelConfig) -> BlockStyle:
@@ -171,6 +166,14 @@ def decoder_style(config: VQModelConfig) -> BlockStyle:
 
 def _mid_block(channels: int, attended: bool, style: BlockStyle) -> Level:
     return Level(_resnets(channels, channels, 2, style), _attentions(channels, 1 if attended else 0, style))
+
+
+def _through(levels: Iterable[Level], x: Tensor, zq: Tensor | None = None) -> Tensor:
+    """All layers in one loop: within a function for each level, its caller would hold on to the level's input."""
+    for level in levels:
+        for layer in level.layers():
+            x = layer(x, zq)
+    return x
 
 
 class Encoder(nn.Module):
@@ -189,10 +192,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for level in self.down_blocks:
-            x = level(x)
-        x = self.mid_block(x)
+        x = _through([*self.down_blocks, self.mid_block], self.conv_in(x))
         last = norm_and_activate(self.conv_norm_out, _OUT_ACTIVATION, x, dtype=self.conv_out.weight.dtype)
         features: Tensor = self.conv_out(last)
         return features
@@ -214,8 +214,6 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, zq: Tensor | None = None) -> Tensor:
-        x = self.mid_block(self.conv_in(x), zq)
-        for level in self.up_blocks:
-            x = level(x, zq)
+        x = _through([self.mid_block, *self.up_blocks], self.conv_in(x), zq)
         images: Tensor = self.conv_out(norm_and_activate(self.conv_norm_out, _OUT_ACTIVATION, x, zq))
         return images
