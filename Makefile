@@ -53,10 +53,10 @@ slurm-packages:
 		apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client >/dev/null)
 
 # Whole commands and servers, undisturbed and disturbed. The long ones are the first in the order of collection.
-whole: setup packages $(AZURITE)
+whole: setup packages slurm-packages $(AZURITE)
 	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m "(system or chaos) and not thorough"
 
-system: setup packages $(AZURITE)
+system: setup packages slurm-packages $(AZURITE)
 	$(PYTEST) -n 3 --dist loadfile -m "system and not chaos and not thorough"
 
 chaos-short: setup packages

@@ -14,7 +14,7 @@ from tests.support.s3 import s3, store_url
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels then run on a CPU
 
 __all__ = ["s3", "store_url"]  # fixtures
-LONGEST = ("test_store_faults.py", "test_s3.py", "test_readme.py", "test_interruptions.py")  # a minute or more each
+LONGEST = ("test_store_faults.py", "test_s3.py", "test_submit.py", "test_readme.py", "test_interruptions.py")  # a minute each
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -171,8 +171,9 @@ class Engine:
 
         The device takes them in turn with the batches; only the caller waits for them.
         """
-        if self.device.type == "cpu":
-            return torch.cat(list(self._lanes.map(self._decode_piece, self._pieces(indices)))).numpy()
+        if self.device.type == "cpu":  # where a decoder's activations are what an actor's memory must hold at most
+            few = max(1, self._at_once // 4)
+            return torch.cat(list(self._lanes.map(self._decode_piece, _pieces(indices, few)))).numpy()
         images, done = self.lend(lambda: self._decode_all(indices))
         if done is not None:
             done.synchronize()
@@ -209,9 +210,6 @@ class Engine:
         self.overflowed += len(images)
         return in_pieces(self._lanes, partial(self._piece, self._exact), images, self._at_once).result()[0]
 
-    def _pieces(self, indices: Indices) -> list[Indices]:
-        return [indices[i : i + self._at_once] for i in range(0, len(indices), self._at_once)] or [indices]
-
     def _decode_piece(self, indices: Indices) -> Tensor:
         """The images of a few grids, now."""
         loose = Precision.EXACT if self.precision is Precision.EXACT else Precision.TF32
@@ -220,8 +218,12 @@ class Engine:
 
     def _decode_all(self, indices: Indices) -> tuple[Tensor, Any]:
         """The images, and on CUDA the event after which they are there."""
-        images = torch.cat([self._decode_piece(piece) for piece in self._pieces(indices)])
+        images = torch.cat([self._decode_piece(piece) for piece in _pieces(indices, self._at_once)])
         return images, torch.cuda.current_stream(self.device).record_event() if self._cuda else None
+
+
+def _pieces(indices: Indices, most: int) -> list[Indices]:
+    return [indices[i : i + most] for i in range(0, len(indices), most)] or [indices]
 
 
 def _enter_lane(threads: int, enter: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.infra.slurm import slurm
 from tests.support.commands import ROOT, parts, tokenmill
 
-pytestmark = [pytest.mark.system, pytest.mark.thorough]
+pytestmark = pytest.mark.system
 NODES = int(os.environ.get("SLURM_NODES", "1"))
 
 

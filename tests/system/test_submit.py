@@ -30,7 +30,7 @@ from tests.support.documents import command_lines
 from tests.support.faults import Fault, Faults
 from tests.support.servers import free_ports, process
 
-pytestmark = [pytest.mark.system, pytest.mark.thorough]
+pytestmark = pytest.mark.system
 MONITORING = ROOT / "infra" / "monitoring"
 STRETCH = 0.1  # seconds a sample, so that several scrapes see the run
 SOON = {"15s": "1s", "> 300": "> 4"}  # our rules at the pace of a test
