@@ -14,11 +14,11 @@ from tests.support.s3 import s3, store_url
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels then run on a CPU
 
 __all__ = ["s3", "store_url"]  # fixtures
-LONGEST = ("test_store_faults.py", "test_s3.py", "test_submit.py", "test_readme.py", "test_interruptions.py")  # a minute each
+LONGEST = ("test_store_faults.py", "test_s3.py", "test_submit.py", "test_readme.py", "test_interruptions.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files: a worker that gets one of them last keeps the others waiting."""
+    """Begin with the files that take a minute or more: a worker that gets one of them last keeps the others waiting."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
