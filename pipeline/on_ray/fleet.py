@@ -88,7 +88,6 @@ class Fleet:
             num_cpus=self.placement.cpus,
             num_gpus=self.placement.gpus,
             max_restarts=0,  # an actor that died is replaced by the driver, which knows its shards
-            runtime_env=_few_heaps(self.placement.cpus) if self.placement.device == "cpu" else None,
             max_concurrency=self._config.cluster.shards_in_flight + BESIDE_SHARDS,
         )
         name = next(self._names)
@@ -169,8 +168,3 @@ def _answer(ref: Any) -> Any:
     except RayError as error:  # dead, out of memory, unreachable, cannot be placed: all the same to its shards
         preempted = bool(getattr(error, "preempted", False))
         return Lost(str(error), with_node=preempted or "node has died" in str(error))
-
-
-def _few_heaps(cores: int) -> dict[str, dict[str, str]]:
-    """glibc gives every thread a heap, each with its own holes: on two cores 100 to 180 MB more, and no less time."""
-    return {"env_vars": {"MALLOC_ARENA_MAX": str(max(1, cores // 2))}}

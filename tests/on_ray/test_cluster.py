@@ -1,10 +1,13 @@
 """How many actors a cluster gets, and what each may use."""
 
+import os
+
 import pytest
+import ray
 
 from pipeline.config import JobConfig
 from pipeline.errors import UsageError
-from pipeline.on_ray.cluster import _place
+from pipeline.on_ray.cluster import _connect, _place
 
 GPU_NODE, SMALL_GPU_NODE, HEAD = {"CPU": 96.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 2.0}, {"CPU": 64.0}
 GROWING = {"address": "auto", "actors": "1..16", "gpus_per_actor": 1, "cpus_per_actor": 12}
@@ -45,3 +48,15 @@ def test_placement(nodes: list[dict], wanted: dict, placement: tuple) -> None:
 def test_cluster_that_cannot_hold_an_actor(nodes: list[dict], wanted: dict, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         _place(JobConfig(cluster=wanted), nodes)
+
+
+@pytest.mark.parametrize(("given", "address", "heaps"), [(None, None, "2"), ("7", None, "7"), (None, "auto", None)])
+def test_ray_that_starts_here_has_a_heap_for_two_cores(
+    given: str | None, address: str | None, heaps: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environments = []
+    monkeypatch.setattr(os, "environ", {} if given is None else {"MALLOC_ARENA_MAX": given})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(5))
+    monkeypatch.setattr(ray, "init", lambda **_: environments.append(dict(os.environ)))
+    _connect(JobConfig(cluster={"address": address}))
+    assert [found.get("MALLOC_ARENA_MAX") for found in environments] == [heaps]
