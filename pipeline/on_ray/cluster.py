@@ -66,7 +66,7 @@ def _connect(config: JobConfig) -> None:
             raise UsageError(f"cluster.address={wanted.address}: no Ray cluster answers there: {error}") from error
         return
     cores = len(os.sched_getaffinity(0))
-    # glibc gives every thread a heap, each with holes of its own: on two cores, at 128 px, 180 MB more and no less time.
+    # glibc gives every thread a heap, each with its own holes: on two cores, at 128 px, 180 MB more and no less time.
     os.environ.setdefault("MALLOC_ARENA_MAX", str(max(1, cores // 2)))  # Ray's processes inherit it
     reserved = (wanted.actor_range or (1, 1))[1] * (wanted.cpus_per_actor or 1)
     reserved += wanted.decode_actors * wanted.cpus_per_decode_actor
