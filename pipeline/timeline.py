@@ -62,7 +62,7 @@ class Timeline:
     def end(self, point: Point) -> None:
         """Keep the last point, so that the end of a run is in its log, however short it was.
 
-        One from after the end goes.
+        Points from after the end go.
         """
         self.points = [earlier for earlier in self.points if earlier.seconds < point.seconds]
         if point.seconds > 0:

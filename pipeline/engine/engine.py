@@ -171,8 +171,8 @@ class Engine:
 
         The device takes them in turn with the batches; only the caller waits for them.
         """
-        if self.device.type == "cpu":  # where a decoder's activations are what an actor's memory must hold at most
-            few = max(1, self._at_once // 4)
+        if self.device.type == "cpu":
+            few = max(1, self._at_once // 4)  # its finest levels take more memory than an encoder's, image by image
             return torch.cat(list(self._lanes.map(self._decode_piece, _pieces(indices, few)))).numpy()
         images, done = self.lend(lambda: self._decode_all(indices))
         if done is not None:

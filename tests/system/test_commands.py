@@ -35,10 +35,8 @@ def test_plan_forecasts_images_and_bytes_and_changes_nothing(case: Case, tmp_pat
     assert found["images"] == pytest.approx(SHARDS * SAMPLES, rel=0.15)
     size = sum(path.stat().st_size for path in case.output.glob("tokens/*"))
     assert found["output_bytes"] == pytest.approx(size, rel=0.15)
-    assert found["bottleneck"] in list(Part), (
-        "which one is for a unit test: a model this small takes as long as decoding"
-    )
-    assert 0 < found["bottleneck_busy"] <= 1
+    assert found["bottleneck"] in {Part.DECODE, Part.ENCODE}, "with a model this small either; test_plan.py plants each"
+    assert 0.2 < found["bottleneck_busy"] <= 1
     assert found["seconds"] == pytest.approx(found["images"] / found["actor_rate"])
     assert sorted(path.name for path in case.shards.iterdir()) == before
     assert list(tmp_path.iterdir()) == [prices]
