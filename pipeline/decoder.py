@@ -11,7 +11,7 @@ from functools import partial
 
 from pipeline.config import JobConfig
 from pipeline.errors import UsageError
-from pipeline.feed import Attempt, Fed, Intake, chunks
+from pipeline.feed import CORE_BUDGET, Attempt, Fed, Intake, chunks
 from pipeline.images import configure_pillow, resampler
 from pipeline.isolation import prepare_sample
 from pipeline.meter import Meter
@@ -19,8 +19,6 @@ from pipeline.select import Selection
 from pipeline.shards.manifest import Shard
 from pipeline.storage import Storage
 from pipeline.worker import SWITCH_SECONDS, failure_of
-
-BUDGET = 16 << 20  # bytes of one shard between tar and consumer for each core
 
 
 class Decoder:
@@ -54,7 +52,7 @@ class Decoder:
             columns=job.columns,
             decode=partial(prepare_sample, image=job.image, seed=job.seed, select=job.select),
             tar=job.tar,
-            decode_budget=BUDGET * self._cpus,
+            decode_budget=CORE_BUDGET * self._cpus,
             selection=self._selection,
         )
         try:

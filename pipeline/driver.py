@@ -15,6 +15,7 @@ from pipeline.config import JobConfig, job_document, precision_of
 from pipeline.encoding import Precision
 from pipeline.ending import Ending
 from pipeline.errors import RunFailed, UsageError
+from pipeline.lean import leave_pandas_out
 from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, Task
 from pipeline.monitor import ExitCode, Monitor, Result
 from pipeline.on_ray.cluster import cluster
@@ -62,6 +63,7 @@ def run(
         RunFailed: the run cannot go on.
     """
     config.check_complete()
+    leave_pandas_out()
     progress, began = progress or Silent(), time.monotonic()
     storage = Storage(config.storage)
     remove_abandoned()

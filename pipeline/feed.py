@@ -29,6 +29,7 @@ from pipeline.storage import ByteStream, Storage
 from pipeline.tokens.schema import ColumnsConfig, Counts, RejectedSample, Row
 
 DECODE_BUDGET = 256 << 20  # bytes of samples, encoded and decoded, between tar and device: two large batches of a GPU
+CORE_BUDGET = 16 << 20  # likewise for each core, where it is cores that take or give them
 CHUNK_BYTES = 8 << 20  # of pixels in one message between two actors
 
 

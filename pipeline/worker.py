@@ -25,7 +25,7 @@ from pipeline.encoding import Precision, ValueRange, candidates, choose
 from pipeline.engine import Engine, Images
 from pipeline.engine.calibration import BatchSizes, measure_rate, sweep, token_agreement, try_precisions
 from pipeline.errors import Cancelled, ModelError, Reject, ShardError, ShardFault, StorageError, UsageError
-from pipeline.feed import DECODE_BUDGET, Attempt, Feed, FeedFailed
+from pipeline.feed import CORE_BUDGET, DECODE_BUDGET, Attempt, Feed, FeedFailed
 from pipeline.images import ImageConfig, configure_pillow, find_image, prepare, resampler
 from pipeline.isolation import IsolatedDecoder, prepare_sample
 from pipeline.messages import UNFIT, Calibration, Identity, Pulse, ShardReport, Task
@@ -45,7 +45,6 @@ from pipeline.tokens.writer import PartDamaged
 CALIBRATION_IMAGES = 32
 COUNTED_SAMPLES = 256  # whose mean size says how many samples a shard has, within some percent
 COUNTED_BYTES = 16 << 20  # likewise: the stream is read in blocks, up to one more than the samples take
-CPU_BUDGET = 4 << 20  # bytes of one shard between tar and model for each core: on a CPU decoding is soon ahead again
 NO_IMAGES: Images = np.empty((0, 0, 0, 3), np.uint8)
 SWITCH_SECONDS = 5e-5  # at Python's default of 5 ms a busy thread cuts the decode threads to a quarter of their speed
 
@@ -193,7 +192,7 @@ class Worker:
             decode=partial(prepare_sample, image=job.image, seed=job.seed, select=job.select),
             tar=job.tar,
             scratch=job.cluster.scratch,
-            decode_budget=min(DECODE_BUDGET, CPU_BUDGET * self._cpus) if self._device == "cpu" else DECODE_BUDGET,
+            decode_budget=min(DECODE_BUDGET, CORE_BUDGET * self._cpus) if self._device == "cpu" else DECODE_BUDGET,
             qa=job.qa,
             networks=self._networks,
             selection=self._selection,

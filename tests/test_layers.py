@@ -18,6 +18,7 @@ FLOORS: dict[str, int] = {
     "pipeline.meter": 1,
     "pipeline.signals": 1,
     "pipeline.limits": 1,
+    "pipeline.lean": 1,
     "pipeline.schedule": 1,
     "pipeline.tokens.schema": 1,
     "pipeline.fingerprint": 1,

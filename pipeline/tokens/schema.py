@@ -209,7 +209,7 @@ def to_arrow(
 
     Args:
         rows: N rows.
-        tokens: [N, h, w] indices of any integer dtype; N grids [h, w] where they vary.
+        tokens: [N, h, w] indices of any integer dtype, or N grids [h, w].
         shard: canonical URL of the shard.
 
     Raises:
@@ -239,9 +239,10 @@ def _tokens_array(tokens: Grids, count: int, spec: TokenSpec) -> pa.Array:
     if spec.varies:
         flat = np.concatenate([np.empty(0, np.int64), *(grid.reshape(-1) for grid in tokens)])
     else:
-        expected, flat = (count, spec.grid_height, spec.grid_width), np.asarray(tokens).reshape(-1)
-        if np.shape(tokens) != expected:
-            raise ValueError(f"tokens must be {expected}, got {np.shape(tokens)}")
+        expected, grids = (count, spec.grid_height, spec.grid_width), np.asarray(tokens)
+        if grids.shape != expected:
+            raise ValueError(f"tokens must be {expected}, got {grids.shape}")
+        flat = grids.reshape(-1)
     if len(flat) and not (flat.min() >= 0 and flat.max() < spec.codebook_size):
         raise ValueError(f"indices must be in [0, {spec.codebook_size}), got values from {flat.min()} to {flat.max()}")
     codes = pa.array(flat.astype(spec.dtype, copy=False))

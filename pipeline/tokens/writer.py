@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +17,10 @@ from pipeline.tokens.schema import FOOTER_KEY, ColumnsConfig, Grids, PartFooter,
 # token by dictionary; 16,384 codes 14.07 by byte-stream-split against 14.63).
 MAX_DICTIONARY_CODES = 4096
 ZSTD_LEVEL = 1  # higher levels gained under 1 percent on tokens
+# Rows that become columns together. The columns of two rows at a time, kept until their row group is full, are small
+# blocks between the large ones that the model takes and gives back: those could not grow together again (measured on a
+# CPU at 256 px: a heap of 930 MB with 220 in use, now of 340).
+TOGETHER_ROWS = 64
 
 
 class OutputConfig(BaseModel):
@@ -48,6 +53,8 @@ class PartWriter:
     def __init__(self, path: Path, spec: TokenSpec, columns: ColumnsConfig, shard: str, config: OutputConfig) -> None:
         self._path, self._spec, self._columns, self._shard = path, spec, columns, shard
         self._group_rows = config.row_group_rows
+        self._fresh: list[Row] = []
+        self._fresh_grids: list[npt.NDArray[Any]] = []
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_rows = 0
         self._checksum = 0
@@ -64,17 +71,13 @@ class PartWriter:
         """Append N rows with their tokens: [N, h, w], or N grids [h, w] where they vary; whole row groups go to disk.
 
         Raises:
-            ValueError: wrong shape or an index outside the codebook.
+            ValueError: wrong shape or an index outside the codebook, of these rows or of those before.
         """
-        if not rows:
-            return
-        batch = to_arrow(rows, tokens, shard=self._shard, spec=self._spec, columns=self._columns)
-        self._checksum = _checksum(batch.column("tokens"), self._checksum)
-        self._waiting.append(batch)
-        self._waiting_rows += len(rows)
+        self._fresh += rows
+        self._fresh_grids += [*tokens]
         self.rows += len(rows)
-        while self._waiting_rows >= self._group_rows:
-            self._flush(self._group_rows)
+        if len(self._fresh) >= TOGETHER_ROWS:
+            self._put_together()
 
     def finish(self, footer: PartFooter) -> None:
         """Write the rest and the footer, close the file, read it back and compare.
@@ -84,11 +87,25 @@ class PartWriter:
         """
         if footer.counts.rows != self.rows or not footer.counts.balanced():
             raise AssertionError(f"the accounts do not close: {footer.counts} with {self.rows} rows written")
+        self._put_together()
         if self._waiting_rows:
             self._flush(self._waiting_rows)
         self._writer.add_key_value_metadata({FOOTER_KEY: footer.to_json()})
         self._writer.close()
         self._check(footer)
+
+    def _put_together(self) -> None:
+        """Make columns of the rows that came last."""
+        if not self._fresh:
+            return
+        rows, grids = self._fresh, self._fresh_grids
+        self._fresh, self._fresh_grids = [], []
+        batch = to_arrow(rows, grids, shard=self._shard, spec=self._spec, columns=self._columns)
+        self._checksum = _checksum(batch.column("tokens"), self._checksum)
+        self._waiting.append(batch)
+        self._waiting_rows += len(rows)
+        while self._waiting_rows >= self._group_rows:
+            self._flush(self._group_rows)
 
     def _flush(self, rows: int) -> None:
         table = pa.Table.from_batches(self._waiting)

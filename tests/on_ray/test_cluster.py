@@ -50,13 +50,17 @@ def test_cluster_that_cannot_hold_an_actor(nodes: list[dict], wanted: dict, says
         _place(JobConfig(cluster=wanted), nodes)
 
 
-@pytest.mark.parametrize(("given", "address", "heaps"), [(None, None, "2"), ("7", None, "7"), (None, "auto", None)])
-def test_ray_that_starts_here_has_a_heap_for_two_cores(
-    given: str | None, address: str | None, heaps: str | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("given", "address", "heaps", "pool"),
+    [(None, None, "2", "system"), ("7", None, "7", "system"), (None, "auto", None, None)],
+)
+def test_ray_that_starts_here_has_few_heaps(
+    given: str | None, address: str | None, heaps: str | None, pool: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environments = []
     monkeypatch.setattr(os, "environ", {} if given is None else {"MALLOC_ARENA_MAX": given})
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(5))
     monkeypatch.setattr(ray, "init", lambda **_: environments.append(dict(os.environ)))
     _connect(JobConfig(cluster={"address": address}))
-    assert [found.get("MALLOC_ARENA_MAX") for found in environments] == [heaps]
+    [found] = environments
+    assert (found.get("MALLOC_ARENA_MAX"), found.get("ARROW_DEFAULT_MEMORY_POOL")) == (heaps, pool)

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import Storage
+from pipeline.tokens import writer
 from pipeline.tokens.reader import NotAPart, read_footer, read_rows
-from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter, TokenSpec
+from pipeline.tokens.schema import ColumnsConfig, Counts, PartFooter, TokenSpec, to_arrow
 from pipeline.tokens.writer import OutputConfig, PartDamaged, PartWriter
 from tests.tokens.test_schema import row
 
@@ -22,11 +23,11 @@ def write(path: Path, tokens: np.ndarray, codes: int, *, group: int = 2000, batc
     footer = PartFooter(
         "f" * 64, {"id": "x", "url": URL, "size": 1, "etag": None}, spec, Counts(count, count, count, 0)
     )
-    with PartWriter(path, spec, ColumnsConfig(), URL, OutputConfig(row_group_rows=group)) as writer:
+    with PartWriter(path, spec, ColumnsConfig(), URL, OutputConfig(row_group_rows=group)) as part:
         for start in range(0, count, batch):
             rows = [row(i) for i in range(start, min(start + batch, count))]
-            writer.add(rows, tokens[start : start + batch])
-        writer.finish(footer)
+            part.add(rows, tokens[start : start + batch])
+        part.finish(footer)
     return footer
 
 
@@ -38,6 +39,18 @@ def test_same_bytes_however_the_rows_came(tmp_path: Path, batch: int) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     groups = pq.read_metadata(tmp_path / "a")
     assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [30, 30, 30, 10]
+
+
+def test_rows_become_columns_many_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    monkeypatch.setattr(writer, "to_arrow", lambda rows, *a, **k: sizes.append(len(rows)) or to_arrow(rows, *a, **k))
+    write(tmp_path / "part", np.zeros((150, 2, 2), np.int64), 16, batch=2)
+    assert sizes == [64, 64, 22]
+
+
+def test_wrong_tokens_of_a_few_rows_are_refused_at_the_latest_when_the_part_ends(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\[0, 16\), got values from 0 to 16"):
+        write(tmp_path / "part", np.arange(17).repeat(4).reshape(17, 2, 2), 16, batch=2)
 
 
 @pytest.mark.parametrize("codes", [1024, 16384, 262144])
@@ -59,10 +72,10 @@ def test_empty_part_is_a_part(tmp_path: Path) -> None:
 
 def test_accounts_that_do_not_close_are_refused(tmp_path: Path) -> None:
     spec = TokenSpec(16, 2, 2)
-    with PartWriter(tmp_path / "part", spec, ColumnsConfig(), URL, OutputConfig()) as writer:
-        writer.add([row()], np.zeros((1, 2, 2), np.int64))
+    with PartWriter(tmp_path / "part", spec, ColumnsConfig(), URL, OutputConfig()) as part:
+        part.add([row()], np.zeros((1, 2, 2), np.int64))
         with pytest.raises(AssertionError, match="do not close"):
-            writer.finish(PartFooter("f", {}, spec, Counts(2, 2, 2, 0)))
+            part.finish(PartFooter("f", {}, spec, Counts(2, 2, 2, 0)))
 
 
 def test_disk_that_lies_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
