@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-AT_ONCE_PIXELS = 256 * 256  # more of them would not stay in the caches
+AT_ONCE_PIXELS = 256 * 256  # more of them take more memory, and no less time (many more: they leave the caches)
 AT_ONCE_MOST = 16  # images, however small: what is missing at the end of a batch is computed for nothing
 
 Images = npt.NDArray[np.uint8]
