@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.dataset as ds
 import ray
 
-from tests.benchmarks.peers.common import BATCH, decode, encode, load
+from tests.benchmarks.peers.common import BATCH, decode, device, encode, load
 
 
 def pixels_of(row: dict[str, Any], size: int) -> dict[str, Any]:
@@ -43,7 +43,10 @@ def main(shards: str, model: str, out: str, size: int, actors: int) -> None:
     data = ray.data.read_webdataset(shards, decoder=None, file_extensions=["tar"])
     data = data.map(pixels_of, fn_kwargs={"size": size})
     pool = ray.data.ActorPoolStrategy(size=actors)
-    data = data.map_batches(Encoder, fn_constructor_args=[model], batch_size=BATCH, num_cpus=1, compute=pool)
+    gpus = 1 if device() == "cuda" else 0
+    data = data.map_batches(
+        Encoder, fn_constructor_args=[model], batch_size=BATCH[device()], num_cpus=1, num_gpus=gpus, compute=pool
+    )
     data.write_parquet(out)
     end = time.time()
     at = ds.dataset(out).to_table(columns=["at"])["at"].to_numpy()

@@ -1,8 +1,9 @@
 """The plain script: a webdataset DataLoader whose workers decode, a loop that encodes and writes.
 
-    python -m tests.benchmarks.peers.script SHARDS MODEL OUT SIZE WORKERS
+    python -m tests.benchmarks.peers.script SHARDS MODEL OUT SIZE WORKERS [tricks]
 
-What most tokenizer repositories ship, with WebDataset in and Parquet out. Prints one line of JSON.
+What most tokenizer repositories ship, with WebDataset in and Parquet out; with `tricks` what the best of them do.
+Prints one line of JSON.
 """
 
 import json
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import webdataset as wds
 from torch.utils.data import DataLoader
 
-from tests.benchmarks.peers.common import BATCH, decode, encode, load
+from tests.benchmarks.peers.common import BATCH, decode, device, encode, load
 
 Sample = tuple[str, npt.NDArray[np.uint8]]
 
@@ -37,11 +38,11 @@ def as_it_is(batch: list[Sample]) -> list[Sample]:
     return batch
 
 
-def main(shards: str, model_folder: str, out: str, size: int, workers: int) -> None:
+def main(shards: str, model_folder: str, out: str, size: int, workers: int, *, tricks: bool) -> None:
     urls = sorted(str(path) for path in Path(shards).glob("*.tar"))
     data = wds.WebDataset(urls, shardshuffle=False, empty_check=False).map(Decode(size))
-    loader = DataLoader(data, batch_size=BATCH, num_workers=workers, collate_fn=as_it_is)
-    model = load(model_folder)
+    loader = DataLoader(data, batch_size=BATCH[device()], num_workers=workers, collate_fn=as_it_is)
+    model = load(model_folder, tricks=tricks)
     Path(out).mkdir(parents=True)
     writer, first, rows, first_rows = None, 0.0, 0, 0
     for batch in loader:
@@ -63,4 +64,4 @@ def main(shards: str, model_folder: str, out: str, size: int, workers: int) -> N
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], *map(int, sys.argv[4:]))
+    main(*sys.argv[1:4], *map(int, sys.argv[4:6]), tricks="tricks" in sys.argv[6:])
