@@ -3,8 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 AZURITE := .venv/node/node_modules/.bin/azurite-blob
-# What is imported is compiled then; all of it beforehand would take a minute.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Tests share the cores; the threads of OpenMP would spin while they wait for each other.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q
 FUZZ := $(BIN)/python -m tests.security.fuzz
