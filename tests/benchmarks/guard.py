@@ -127,4 +127,4 @@ def writing(folder: Path, rows: int = 1000, batch: int = 50) -> Contest:
 
     ours()
     table = pq.read_table(folder / "ours.parquet")
-    return Contest(ours, lambda: pq.write_table(table, folder / "theirs.parquet", compression="zstd"), floor=0.2)
+    return Contest(ours, lambda: pq.write_table(table, folder / "theirs.parquet", compression="zstd"), floor=0.37)
