@@ -12,6 +12,7 @@ from tests.support.models import save_tiny_model
 from tests.support.s3 import s3, store_url
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels then run on a CPU
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # no idle process for every core of each Ray
 
 __all__ = ["s3", "store_url"]  # fixtures
 LONGEST = ("test_store_faults.py", "test_s3.py", "test_submit.py", "test_readme.py", "test_interruptions.py")

@@ -66,7 +66,7 @@ def _connect(config: JobConfig) -> None:
             raise UsageError(f"cluster.address={wanted.address}: no Ray cluster answers there: {error}") from error
         return
     cores = len(os.sched_getaffinity(0))
-    for name, value in _small_heaps(cores).items():
+    for name, value in _lean_processes(cores).items():
         os.environ.setdefault(name, value)  # Ray's processes inherit it
     reserved = (wanted.actor_range or (1, 1))[1] * (wanted.cpus_per_actor or 1)
     reserved += wanted.decode_actors * wanted.cpus_per_decode_actor
@@ -79,10 +79,11 @@ def _connect(config: JobConfig) -> None:
     )
 
 
-def _small_heaps(cores: int) -> dict[str, str]:
-    """Variables that keep a process's heaps few: measured on two cores at 128 px, the same speed with 210 MB less."""
+def _lean_processes(cores: int) -> dict[str, str]:
+    """Variables that keep Ray's processes few and small; what each one saves is in docs/performance.md."""
     return {
-        "MALLOC_ARENA_MAX": str(max(1, cores // 2)),  # glibc gives every thread one, each with its own holes
+        "RAY_prestart_worker_first_driver": "0",  # else an idle process for every core: actors are all that works here
+        "MALLOC_ARENA_MAX": str(max(1, cores // 2)),  # glibc gives every thread a heap, each with its own holes
         "ARROW_DEFAULT_MEMORY_POOL": "system",  # Arrow's own begins with a huge page
     }
 

@@ -47,7 +47,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_photographs(tmp_path_factory.mktemp("command") / "images")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.thorough)])
 def test_signal_and_the_same_command_again(number: signal.Signals, images: Path, whole: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     process = start(*command(images, model))

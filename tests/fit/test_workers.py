@@ -54,6 +54,7 @@ def test_two_workers_do_what_one_does(trained: tuple[FitTask, Notes], photos: Pa
         assert (weights[name] - tensor).abs().max() <= 1e-3 * tensor.abs().max() + 1e-5, name
 
 
+@pytest.mark.thorough
 def test_stop_is_obeyed_by_all_and_one_worker_goes_on(
     trained: tuple[FitTask, Notes], photos: Path, tmp_path: Path
 ) -> None:

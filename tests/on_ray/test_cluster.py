@@ -2,12 +2,13 @@
 
 import os
 
+import psutil
 import pytest
 import ray
 
 from pipeline.config import JobConfig
 from pipeline.errors import UsageError
-from pipeline.on_ray.cluster import _connect, _place
+from pipeline.on_ray.cluster import _connect, _place, cluster
 
 GPU_NODE, SMALL_GPU_NODE, HEAD = {"CPU": 96.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 2.0}, {"CPU": 64.0}
 GROWING = {"address": "auto", "actors": "1..16", "gpus_per_actor": 1, "cpus_per_actor": 12}
@@ -51,16 +52,41 @@ def test_cluster_that_cannot_hold_an_actor(nodes: list[dict], wanted: dict, says
 
 
 @pytest.mark.parametrize(
-    ("given", "address", "heaps", "pool"),
-    [(None, None, "2", "system"), ("7", None, "7", "system"), (None, "auto", None, None)],
+    ("given", "expected"),
+    [
+        ({}, {"MALLOC_ARENA_MAX": "2"}),
+        ({"MALLOC_ARENA_MAX": "7"}, {"MALLOC_ARENA_MAX": "7"}),
+        ({"RAY_prestart_worker_first_driver": "1"}, {"RAY_prestart_worker_first_driver": "1", "MALLOC_ARENA_MAX": "2"}),
+    ],
 )
-def test_ray_that_starts_here_has_few_heaps(
-    given: str | None, address: str | None, heaps: str | None, pool: str | None, monkeypatch: pytest.MonkeyPatch
+def test_ray_that_starts_here_has_few_small_processes(
+    given: dict[str, str], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environments = []
-    monkeypatch.setattr(os, "environ", {} if given is None else {"MALLOC_ARENA_MAX": given})
+    defaults = {"RAY_prestart_worker_first_driver": "0", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    assert environment_of_ray(given, {}, monkeypatch) == defaults | expected
+
+
+@pytest.mark.system
+def test_ray_that_starts_here_has_no_idle_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_prestart_worker_first_driver", "MALLOC_ARENA_MAX", "ARROW_DEFAULT_MEMORY_POOL"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # to be put back, whatever is set meanwhile
+    with cluster(JobConfig()):
+        family = [process.name() for process in psutil.Process().children(recursive=True)]
+    assert "raylet" in family
+    assert not [name for name in family if name.startswith("ray::IDLE")]
+
+
+def test_ray_that_is_joined_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment_of_ray({}, {"address": "auto"}, monkeypatch) == {}
+
+
+def environment_of_ray(given: dict[str, str], wanted: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict:
+    """The variables with which Ray is started or joined on a machine of five cores."""
+    environments: list[dict[str, str]] = []
+    monkeypatch.setattr(os, "environ", dict(given))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(5))
     monkeypatch.setattr(ray, "init", lambda **_: environments.append(dict(os.environ)))
-    _connect(JobConfig(cluster={"address": address}))
+    _connect(JobConfig(cluster=wanted))
     [found] = environments
-    assert (found.get("MALLOC_ARENA_MAX"), found.get("ARROW_DEFAULT_MEMORY_POOL")) == (heaps, pool)
+    return found
