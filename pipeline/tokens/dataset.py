@@ -37,7 +37,8 @@ Transform = Callable[[Batch], Batch]
 
 READ_THREADS: Final = 4  # row groups read at once by one reader: hides the latency of an object store
 BLOCKS_AHEAD: Final = 1  # beside the one being given: bounds a reader's memory
-UNSET: Final = -1  # no epoch was asked for
+UNSET: Final = -1  # no epoch was asked for; no iteration has begun
+HERE: Final = -2  # an iteration of this process, not of a DataLoader's workers
 DTYPES: Final = (torch.int64, torch.int32)
 
 
@@ -95,10 +96,9 @@ class TokenDataset(IterableDataset[Batch]):
             raise UsageError(f"dtype must be torch.int64 or torch.int32 and hold the codes, got {dtype}")
         self._dtype, self._transforms = dtype, tuple(transforms)
         self._reader = Reader(*rank_and_world(rank, world))
-        # In shared memory, so that the processes of persistent workers see what `set_epoch` says in theirs.
-        self._wanted_epoch = torch.full((1,), UNSET, dtype=torch.int64)
-        self._wanted_epoch.share_memory_()  # type: ignore[no-untyped-call]
+        self._wanted_epoch = _shared()  # for the processes of persistent workers
         self._resume: dict[str, Any] | None = None  # a state that the next iteration goes on from
+        self._resumed_by = _shared()  # the iteration that did: the workers of a later one inherit the state
         self._progress: tuple[int, list[Range]] | None = None  # epoch, and what this reader has yet to give of it
         self._order: tuple[int, Order] | None = None
 
@@ -133,7 +133,7 @@ class TokenDataset(IterableDataset[Batch]):
         """
         check_state(state, self.parts, self.sampling, self._order_of)
         progress_of(state, self._me())
-        self._resume, self._progress = dict(state), None
+        self._resume, self._resumed_by, self._progress = dict(state), _shared(), None
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of this reader: what is left after the state loaded, else a whole epoch.
@@ -143,6 +143,8 @@ class TokenDataset(IterableDataset[Batch]):
         """
         self._progress = self._begin()
         self._resume = None
+        if int(self._resumed_by[0]) == UNSET:
+            self._resumed_by[0] = _iteration()
         return self._batches(*self._progress)
 
     # --- who am I, and where ---
@@ -158,7 +160,7 @@ class TokenDataset(IterableDataset[Batch]):
     def _begin(self) -> tuple[int, list[Range]]:
         """Epoch and ranges of the next iteration."""
         wanted = int(self._wanted_epoch[0])
-        if self._resume is not None:
+        if self._resume is not None and int(self._resumed_by[0]) in (UNSET, _iteration()):
             epoch, left, whole = progress_of(self._resume, self._me())
             if wanted in (UNSET, epoch):
                 return epoch, share(left, self._me(), self.sampling) if whole else left
@@ -217,6 +219,19 @@ class TokenDataset(IterableDataset[Batch]):
 def _arrange(reading: list[Future[Rows]], places: Places) -> Rows:
     """The rows at some places of what is being read, as soon as all of it is."""
     return join_rows([unit.result() for unit in reading]).take(places)
+
+
+def _shared() -> torch.Tensor:
+    """A number [1] that this process and those it forks all see and set; UNSET at first."""
+    number = torch.full((1,), UNSET, dtype=torch.int64)
+    number.share_memory_()  # type: ignore[no-untyped-call]
+    return number
+
+
+def _iteration() -> int:
+    """What all workers of one iteration of a DataLoader have in common: the seed that it drew for them."""
+    info = get_worker_info()
+    return info.seed - info.id if info else HERE
 
 
 def _whole(order: Order) -> list[Range]:

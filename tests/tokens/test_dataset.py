@@ -60,7 +60,7 @@ def test_readers_give_each_row_once(
     ranks = [TokenDataset(parts, sampling, rank=rank, world=world) for rank in range(world)]
     given = [[] for _ in ranks]
     for (rank, data), worker in product(enumerate(ranks), range(max(1, workers))):
-        info = SimpleNamespace(id=worker, num_workers=workers) if workers else None
+        info = SimpleNamespace(id=worker, num_workers=workers, seed=worker) if workers else None
         monkeypatch.setattr("pipeline.tokens.dataset.get_worker_info", lambda info=info: info)
         given[rank] += data
     assert [len(rank) for rank in ranks] == [len(batches) for batches in given]
@@ -375,6 +375,33 @@ def test_stateful_loader_resumes_and_shrinks(run: str, workers: int) -> None:
     data, stateful = loader(0, 1, 1 - workers // 2)
     data.load_state_dict(merge_states(states))
     assert sorted(given + rows(stateful)) == every()
+
+
+@pytest.mark.system
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata calls it
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(("workers", "kept"), [(0, False), (1, False), (2, False), (2, True)])
+@pytest.mark.parametrize("stateful", [True, False])
+def test_epochs_after_an_elastic_resume_are_whole(
+    run: str, stateful: bool, workers: int, kept: bool, told: bool
+) -> None:
+    """A state loaded into the dataset is gone on from once, though each epoch's workers inherit it."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    states, given = [], []
+    for rank in range(2):
+        part = TokenDataset(run, SMALL, rank=rank, world=2)
+        given += rows(islice(iter(part), 2))
+        states.append(part.state_dict())
+    data = TokenDataset(run, SMALL)
+    data.load_state_dict(merge_states(states))
+    kind = StatefulDataLoader if stateful else DataLoader
+    loader = kind(data, batch_size=None, num_workers=workers, persistent_workers=kept)
+    for epoch in range(3):
+        if told:
+            data.set_epoch(epoch)
+        found = rows(loader)
+        assert sorted(found if epoch else given + found) == every()
 
 
 @pytest.mark.system
