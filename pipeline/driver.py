@@ -23,7 +23,7 @@ from pipeline.on_ray.fleet import Actor, Call, Fleet, Lost, Phase
 from pipeline.on_ray.metrics import Metrics
 from pipeline.output import Output
 from pipeline.progress import SHOW_SECONDS, Fact, Progress, Silent, run_name
-from pipeline.qa.gates import Finding, Gates
+from pipeline.qa.gates import RUN, Finding, Gate, Gates
 from pipeline.qa.history import gates_of
 from pipeline.resume import Todo, what_is_left
 from pipeline.schedule import Assignment, Failure, Kind, Schedule, State
@@ -198,6 +198,7 @@ class Driver:
                 f"{fraction:.1%} of the samples of this run were rejected "
                 f"(limits.max_reject_fraction is {limits.max_reject_fraction:.1%})"
             )
+            self._gates.findings.append(Finding(Gate.REJECTS, RUN, fraction, limits.max_reject_fraction, self._gate))
             self._progress.note(self._gate)
 
     def _end_stalled(self) -> None:
@@ -328,10 +329,12 @@ class Driver:
         document = job_document(self._config, self._identity, calibration, precision, size)
         self._job = self._output.claim(document, overwrite=self._config.output.allow_overwrite_commit)
         self._monitor.calibrated(calibration, self._config.image.views, self.fleet.placement.most)
+        if self._todo.pending:
+            self._output.reopen()
         merged = self._output.extend_manifest(self._todo.given, self._todo.refrozen)
         self._shards = {shard.id: shard for shard in merged}
         if self._todo.pending:
-            self._output.reopen()
+            self._output.take_back_success()  # again: a driver that does not know these shards may have ended
         self._judge(self._gates.findings)
 
     def _judge(self, findings: Iterable[Finding]) -> None:

@@ -11,7 +11,7 @@ from pipeline.errors import TokenmillError
 from pipeline.monitor import ExitCode, verdict
 from pipeline.output import Output
 from pipeline.progress import SHOW_SECONDS, Progress
-from pipeline.qa.gates import Gates
+from pipeline.qa.gates import Finding, Gates, rejects_of_run
 from pipeline.qa.report import make_report, publish_report
 from pipeline.resume import Todo
 from pipeline.schedule import Failure
@@ -54,7 +54,7 @@ class Ending:
         Args:
             failures: of the shards that this run gave up.
             stopped: before the end.
-            gate: why the run stopped itself, if it did.
+            gate: message of the finding for which the run stopped itself, if it did.
 
         Returns:
             Exit code, one sentence, summary.json (empty if the user would not wait for it).
@@ -63,19 +63,19 @@ class Ending:
             shard: {"kind": failure.kind.value, "reason": failure.reason, "message": failure.message}
             for shard, failure in failures.items()
         }
-        findings = [asdict(finding) for finding in self.gates.findings]
         try:
             with self.stop.interrupting():
                 manifest = self.output.manifest()
-                summary = self.output.summarise(manifest, quarantined, self._show, findings)
+                summary = self.output.summarise(manifest, quarantined, self._show, self._judged)
         except KeyboardInterrupt:
             return ExitCode.STOPPED, UNCOUNTED, {}
         strangers = {shard.id for shard in manifest} - self.todo.shards.keys()
         waiting = len(strangers - self.output.parts().keys()) if strangers else 0
-        gate = gate or next((finding.message for finding in self.gates.findings), None)
-        code, message = verdict(summary, stopped, self.max_reject_fraction, gate, waiting)
-        if code is ExitCode.OK:
-            self.output.succeed()
+        failed = [finding.message for finding in self._failed(summary)]
+        gate = gate if gate in failed else next(iter(failed), None)
+        code, message = verdict(summary, stopped, gate, waiting)
+        if code is ExitCode.OK and (waiting := self.output.succeed(manifest)):
+            code, message = verdict(summary, stopped, gate, waiting)
         return code, message, summary
 
     def report(self, timeline: Timeline) -> None:
@@ -89,6 +89,17 @@ class Ending:
                 publish_report(storage, report, join(url, "report", "index.html"))
         except TokenmillError as error:
             self.progress.note(f"no QA report was written: {error}; `tokenmill report` makes it again")
+
+    def _failed(self, accounts: Mapping[str, Any]) -> list[Finding]:
+        """The gates that failed; that of all samples first, in place of what was found while they were counted."""
+        rejects = rejects_of_run(accounts, self.max_reject_fraction)
+        if rejects is None:
+            return self.gates.findings
+        others = [found for found in self.gates.findings if (found.gate, found.where) != (rejects.gate, rejects.where)]
+        return [rejects, *others]
+
+    def _judged(self, accounts: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [asdict(finding) for finding in self._failed(accounts)]
 
     def _show(self, done: int, total: int) -> None:
         if time.monotonic() >= self._show_again:

@@ -247,27 +247,18 @@ def _sum(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def verdict(
-    summary: dict[str, Any], stopped: bool, max_reject_fraction: float, gate: str | None = None, foreign: int = 0
+    summary: Mapping[str, Any], stopped: bool, gate: str | None = None, foreign: int = 0
 ) -> tuple[ExitCode, str]:
     """The exit code of a run, and one sentence that says why.
 
     Args:
         summary: the accounts of OUTPUT.
         stopped: the run ended before all shards were in a final state.
-        max_reject_fraction: more rejects than this fail the run.
-        gate: why the run stopped itself, if it did.
+        gate: why the run failed, or stopped itself, if it did.
         foreign: shards without a part that another run has added to OUTPUT meanwhile, and may be at work on.
     """
     shards = summary["shards"]
     done = f"{shards['committed']:,} of {shards['total']:,} shards are committed"
-    wanted = summary["samples"] - summary.get("filtered", 0)
-    fraction = summary["rejects"] / wanted if wanted else 0.0
-    if fraction > max_reject_fraction:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in summary["rejects_by_reason"].items())
-        gate = gate or (
-            f"{fraction:.1%} of the samples were rejected (limits.max_reject_fraction is {max_reject_fraction:.1%})"
-        )
-        gate = f"{gate}: {reasons}"
     if gate:
         return ExitCode.INCOMPLETE, f"{gate}; {done}"
     if stopped:

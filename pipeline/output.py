@@ -31,6 +31,7 @@ from pipeline.tokens.schema import PartFooter, RejectedSample
 from pipeline.urls import canonical, join
 
 OnPart = Callable[[int, int], None]  # (parts done, parts in all)
+Judge = Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]]  # from the accounts to findings
 
 FOOTER_THREADS = 16
 FOOTERS_AHEAD = 1000  # in memory at once
@@ -103,7 +104,7 @@ class Output:
 
     def reopen(self) -> None:
         """There is work to do again: take back _SUCCESS, and sweep what killed processes left beside the parts."""
-        self.storage.delete(join(self.url, "_SUCCESS"))
+        self.take_back_success()
         for blob in self.storage.list_folder(join(self.url, "tokens"), ".tmp"):
             self.storage.delete(blob.url)
 
@@ -148,7 +149,7 @@ class Output:
         manifest: list[Shard],
         quarantined: Mapping[str, Mapping[str, str]],
         on_part: OnPart | None = None,
-        gates: Sequence[Mapping[str, Any]] = (),
+        judge: Judge | None = None,
     ) -> dict[str, Any]:
         """The accounts of all committed parts; writes rejects.parquet, summary.json and README.md.
 
@@ -156,7 +157,7 @@ class Output:
             manifest: the frozen shards.
             quarantined: shard id -> {kind, reason, message} of the shards given up.
             on_part: called with (parts read, parts in all) after each; if it raises, nothing is written.
-            gates: QA gates that failed: {gate, where, value, limit, message}.
+            judge: from the accounts to the gates that failed: {gate, where, value, limit, message}.
         """
         parts, job = self.parts(), self.job()
         done = [parts[shard.id] for shard in manifest if shard.id in parts]
@@ -171,7 +172,7 @@ class Output:
             **accounts,
             "sources": sources_of(urls[shard.id] for shard in manifest if shard.id in parts),
             "quarantined": [{"shard": urls[shard], **failure} for shard, failure in sorted(quarantined.items())],
-            "gates": list(gates),
+            "gates": list(judge(accounts)) if judge else [],
         }
         self.storage.write(join(self.url, "summary.json"), json.dumps(summary, indent=2).encode())
         if job is not None:
@@ -208,9 +209,26 @@ class Output:
         except (NotFound, ValueError):
             return None
 
-    def succeed(self) -> None:
-        """Write _SUCCESS: every shard is committed."""
+    def succeed(self, manifest: Sequence[Shard]) -> int:
+        """Write _SUCCESS: every shard of the manifest, as it was read, is committed.
+
+        Another driver may add shards between that reading and this writing. It takes _SUCCESS back after it has added
+        them, and here the manifest is read again after _SUCCESS is written: whoever comes last sees the other.
+
+        Returns:
+            How many shards without a part there are by now; _SUCCESS is not left there if there is one.
+        """
         self.storage.write(join(self.url, "_SUCCESS"), b"")
+        known = {shard.id for shard in manifest}
+        added = {shard.id for shard in self.manifest()} - known
+        waiting = len(added - self.parts().keys()) if added else 0
+        if waiting:
+            self.take_back_success()
+        return waiting
+
+    def take_back_success(self) -> None:
+        """Not every shard is committed any more, or soon."""
+        self.storage.delete(join(self.url, "_SUCCESS"))
 
     def succeeded(self) -> bool:
         """Whether the last run finished with every shard committed."""

@@ -154,13 +154,11 @@ def summary(committed: int, quarantined: int, samples: int = 100, rejects: int =
         (summary(3, 0), False, ExitCode.FAILED, "every shard was reported done, but only 3 of 4"),
         (summary(3, 1), False, ExitCode.INCOMPLETE, "1 shards are quarantined"),
         (summary(2, 0), True, ExitCode.STOPPED, "run the same command again"),
-        (summary(4, 0, rejects=11), False, ExitCode.INCOMPLETE, "11.0% of the samples were rejected"),
-        (summary(2, 0, rejects=11), True, ExitCode.INCOMPLETE, "11 truncated"),
         (summary(0, 0, samples=0), True, ExitCode.STOPPED, "0 of 4"),
     ],
 )
 def test_verdict(accounts: dict, stopped: bool, code: ExitCode, says: str) -> None:
-    found, message = verdict(accounts, stopped, 0.1)
+    found, message = verdict(accounts, stopped)
     assert found is code
     assert says in message
 
@@ -173,7 +171,7 @@ def test_verdict(accounts: dict, stopped: bool, code: ExitCode, says: str) -> No
     ],
 )
 def test_verdict_beside_another_run(committed: int, foreign: int, code: ExitCode, says: str) -> None:
-    found, message = verdict(summary(committed, 0), False, 0.1, foreign=foreign)
+    found, message = verdict(summary(committed, 0), False, foreign=foreign)
     assert found is code
     assert says in message
 

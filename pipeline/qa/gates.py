@@ -3,9 +3,10 @@
 Pure: reports in, findings out. Some gates look at one shard, some at the run so far.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ class Gate(StrEnum):
 
     GOLDEN = "golden_agreement"  # a device gives other tokens of the golden images (qa.min_golden_agreement)
     RANGE = "index_range"  # a token that is no code (qa.max_out_of_range)
-    REJECTS = "reject_fraction"  # too many rejects in one shard (qa.max_shard_reject_fraction)
+    REJECTS = "reject_fraction"  # too many, in one shard or all (qa.max_shard_, limits.max_reject_fraction)
     DUPLICATES = "duplicate_grids"  # rows that repeat another's tokens (qa.max_duplicate_fraction)
     CONSTANTS = "constant_grids"  # rows of one code: blank images (qa.max_constant_fraction)
     PSNR = "psnr"  # the tokens do not give a shard's images back (qa.min_psnr)
@@ -162,6 +163,23 @@ class Gates:
 
 
 # --- gates that look at one shard ------------------------------------------------------------------------------------
+
+
+def rejects_of_run(accounts: Mapping[str, Any], limit: float) -> Finding | None:
+    """Whether too many of all samples were rejected.
+
+    Args:
+        accounts: of all committed parts, as summary.json has them.
+        limit: `limits.max_reject_fraction`.
+    """
+    wanted = accounts["samples"] - accounts.get("filtered", 0)
+    fraction = accounts["rejects"] / wanted if wanted else 0.0
+    if fraction <= limit:
+        return None
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in accounts["rejects_by_reason"].items())
+    message = f"{fraction:.1%} of the samples were rejected (limits.max_reject_fraction is {limit:.1%}): {reasons}"
+    return Finding(Gate.REJECTS, RUN, fraction, limit, message)
+
 
 _ShardGate = Callable[[QaReport, QaConfig], Finding | None]
 

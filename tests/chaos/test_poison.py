@@ -15,7 +15,7 @@ TOGETHER = ("segv", "hang", "devour")
 CASES = [TOGETHER, *((kind,) for kind in PLACES if FULL)]
 SETTINGS = [
     "limits.max_attempts=1",  # whoever is charged for a neighbour's death is given up, and the run ends with 3
-    "limits.stall_seconds=12",
+    "limits.stall_seconds=20",  # an actor starts in a third of it on full cores
     "limits.sample_seconds=4",
     f"limits.sample_bytes={512 << 20}",
 ]

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -108,6 +109,34 @@ def test_script_without_faults(run: Run, tmp_path: Path, notes: Notes) -> None:
         assert told == {(name, 1) for name in "abcdefgh"}
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_driver_that_ends_while_it_adds_shards_leaves_no_success(
+    run: Run, tmp_path: Path, written: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before or after the manifest is written; `written`: a driver that knows nothing of them ends in that moment."""
+    assert run({}).exit_code is ExitCode.OK
+    (tmp_path / "i.tar").write_bytes(bytes(1000))
+    extend, out, reached = Output.extend_manifest, Output(Storage(), str(tmp_path / "out")), []
+
+    def cut(self: Output, *arguments: Any) -> Any:
+        reached.append(out.succeeded())
+        merged = extend(self, *arguments)
+        if not written:
+            raise RuntimeError("killed here")
+        Storage().write(f"{out.url}/_SUCCESS", b"")
+        return merged
+
+    monkeypatch.setattr(Output, "extend_manifest", cut)
+    if written:
+        run({"i": ["task"] * 9})
+    else:
+        with pytest.raises(RuntimeError, match="killed here"):
+            run({})
+    assert reached == [False], "taken back before the shards are there"
+    assert len(out.manifest()) == 9
+    assert not out.succeeded()
+
+
 def test_counts_at_the_end_do_not_wait_for_a_pulse(run: Run, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet, "PULSE_SECONDS", 1000.0)
     assert run({}).exit_code is ExitCode.OK
@@ -155,12 +184,14 @@ def test_fatal_failure_stops_the_run_with_its_words(run: Run) -> None:
         run({"c": ["fatal"]})
 
 
-def test_garbage_stops_the_run(run: Run, tmp_path: Path) -> None:
+def test_garbage_stops_the_run(run: Run, notes: Notes) -> None:
     result = run({"a": ["rejects"], "b": ["rejects"], "h": ["slow"]}, "cluster.shards_in_flight=1")
     assert result.exit_code is ExitCode.INCOMPLETE
-    assert "of the samples of this run were rejected" in result.message
+    assert [line for line in notes.lines if "of the samples of this run were rejected" in line]
+    assert "of the samples were rejected (limits.max_reject_fraction is 10.0%)" in result.message
     assert "900 corrupt" in result.message or "1,800 corrupt" in result.message
     assert result.summary["shards"]["committed"] < 8
+    assert [(finding["gate"], finding["where"]) for finding in result.summary["gates"]] == [("reject_fraction", "run")]
 
 
 JUDGED = ("qa.samples_per_shard=4", "cluster.shards_in_flight=1", "limits.speculate_factor=0")
