@@ -13,7 +13,7 @@ failed, which costs the shard nothing until a second, larger budget is spent. FA
 An actor that dies takes all its shards in flight with it, and which of them killed it is unknown. They become
 *suspects*: each is tried again alone on an actor, so that the next death has one culprit. A shard that killed or hung
 alone is tried *carefully* from then on: its samples are decoded one by one in a child process, so that the poison is
-found by name.
+found by name. So is one whose decode actor died twice in a row: that decodes no other shard at the same time.
 
 At the tail, an idle actor takes a second attempt at a shard that runs far longer than shards of its size did. That is
 safe because the first commit wins; the loser is told to stop.
@@ -33,6 +33,7 @@ from pipeline.limits import LimitsConfig
 PACES_KEPT = 200  # finished shards whose pace says what is slow
 MIN_PACES = 3  # with fewer nobody knows what is slow
 LOOK_SECONDS = 1.0  # between two looks for slow shards: at the tail all idle actors of a large fleet ask all the time
+LOST_DECODER = "decode_actor"  # reason of a failure: the decode actor that fed the attempt is gone
 MIN_OVERDUE_SECONDS = 5.0  # below that a repetition costs more than it can save
 
 
@@ -247,6 +248,7 @@ class Schedule:
         entry = self._entries[shard]
         if not self._ended(shard, attempt):
             return False
+        again = entry.last is not None and entry.last.reason == failure.reason
         entry.last = failure
         if failure.kind is Kind.INFRA:
             entry.infra_failures += 1
@@ -257,6 +259,8 @@ class Schedule:
         spent = entry.task_failures >= self._limits.max_attempts
         if failure.reason in (ShardFault.CRASHED, ShardFault.STALLED) and not entry.careful:
             entry.careful, spent = True, False  # it may have one poison sample: look before giving it up
+        if failure.reason == LOST_DECODER and again:
+            entry.careful = True  # once may have been the node
         if spent or entry.infra_failures >= self._limits.max_infra_failures:
             self._move(entry, State.QUARANTINED)
             return True

@@ -89,6 +89,24 @@ def test_stale_reports_change_nothing(late: str) -> None:
     assert plan.finished
 
 
+@pytest.mark.parametrize(
+    ("reasons", "careful"),
+    [
+        (["decode_actor", "decode_actor"], [False, False, True]),
+        (["decode_actor", "storage", "decode_actor"], [False, False, False, False]),
+        (["storage", "storage"], [False, False, False]),
+    ],
+)
+def test_shard_whose_decode_actor_dies_again_is_looked_at_carefully(reasons: list[str], careful: list[bool]) -> None:
+    plan, found = schedule(1), []
+    for now, reason in enumerate(reasons):
+        one = take(plan, "a", 100.0 * now)
+        found.append(one.careful)
+        assert plan.failed("s0", one.attempt, Failure(Kind.INFRA, reason, "lost"), 100.0 * now)
+    found.append(take(plan, "a", 1000.0).careful)
+    assert found == careful
+
+
 def test_suspects_run_alone_and_only_the_culprit_is_charged() -> None:
     plan = schedule(3, 2, 1)
     assert [take(plan, "a").shard for _ in range(2)] == ["s0", "s1"]

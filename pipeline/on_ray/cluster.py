@@ -13,7 +13,7 @@ from ray.exceptions import AuthenticationError, RayError
 from pipeline.config import JobConfig
 from pipeline.errors import UsageError
 from pipeline.feed import CHUNK_BYTES, Fed
-from pipeline.schedule import Failure, Kind
+from pipeline.schedule import LOST_DECODER, Failure, Kind
 from pipeline.shards.manifest import Shard
 
 OBJECT_STORE_BYTES = 100 << 20  # no image goes through the object store, but for those of decode actors
@@ -162,4 +162,4 @@ def _stream(decoder: Any, shard: Shard, resampled_by: str) -> Iterator[Fed]:
         for ref in decoder.feed.options(**options).remote(shard, resampled_by):
             yield ray.get(ref)
     except RayError as error:
-        yield Failure(Kind.INFRA, "decode_actor", f"{shard.url}: its decode actor was lost: {error}")
+        yield Failure(Kind.INFRA, LOST_DECODER, f"{shard.url}: its decode actor was lost: {error}")

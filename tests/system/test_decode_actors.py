@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import ray
@@ -16,7 +17,8 @@ from pipeline.config import JobConfig, resolve
 from pipeline.monitor import ExitCode
 from pipeline.on_ray import cluster, feeders
 from pipeline.on_ray.feeders import Feeders
-from pipeline.shards.manifest import freeze
+from pipeline.schedule import Assignment
+from pipeline.shards.manifest import Shard, freeze
 from pipeline.storage import Storage
 from tests.support.commands import parts
 from tests.support.corpora import write_corpus
@@ -41,9 +43,14 @@ def started(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def recruited(self: Feeders) -> None:
         recruit(self)
-        ray.wait(list(self._starting), num_returns=len(self._starting), timeout=PATIENCE_SECONDS)
+        wait_for_all(self)
 
     monkeypatch.setattr(Feeders, "recruit", recruited)
+
+
+def wait_for_all(pool: Feeders) -> None:
+    """Until every decode actor that is being started or started again is ready."""
+    ray.wait(list(pool._starting), num_returns=len(pool._starting), timeout=PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +58,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"), shards=SHARDS, samples=SAMPLES)
 
 
-def job(corpus: Path, model: Path, output: Path, decode_actors: int) -> JobConfig:
+def job(corpus: Path, model: Path, output: Path, decode_actors: int, *more: str) -> JobConfig:
     settings = [
         "image.size=32",
         "cluster.actors=1",
@@ -62,7 +69,7 @@ def job(corpus: Path, model: Path, output: Path, decode_actors: int) -> JobConfi
         "qa.min_psnr=null",
     ]
     flags = {"shards": [str(corpus)], "model": str(model), "output": str(output)}
-    return resolve(settings=settings, flags=flags, environment={})
+    return resolve(settings=[*settings, *more], flags=flags, environment={})
 
 
 class Dying(cluster.RemoteDecoder):
@@ -70,14 +77,28 @@ class Dying(cluster.RemoteDecoder):
 
     def __init__(self, config: JobConfig, cpus: int) -> None:
         super().__init__(config, cpus)
-        self._mark = Path(config.output.url.removeprefix("file://")).parent / "died"
+        self._folder = Path(config.output.url.removeprefix("file://")).parent
 
-    def feed(self, *arguments: object) -> Iterator[Any]:
-        for one in super().feed(*arguments):
+    def feed(self, shard: Shard, *arguments: object) -> Iterator[Any]:
+        for one in super().feed(shard, *arguments):
             yield one
-            if not self._mark.exists():
-                self._mark.touch()
+            if self.dies(shard):
+                (self._folder / f"died-{uuid4()}").touch()
                 os._exit(1)
+
+    def dies(self, shard: Shard) -> bool:
+        return not deaths(self._folder)
+
+
+class Poisoned(Dying):
+    """A decode actor that one shard kills, again and again."""
+
+    def dies(self, shard: Shard) -> bool:
+        return shard.url.endswith("00002.tar")
+
+
+def deaths(folder: Path) -> int:
+    return len(list(folder.glob("died-*")))
 
 
 def test_decode_actors_give_the_same_bytes(one_ray: None, corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -97,8 +118,25 @@ def test_decode_actor_that_dies_costs_one_attempt(
     notes = Notes()
     result = driver.run(job(corpus, tiny_model, tmp_path / "out", 1), notes)
     assert result.exit_code is ExitCode.OK
-    assert (tmp_path / "died").exists()
+    assert deaths(tmp_path) == 1
     assert sum("will be tried again" in line and "decode actor was lost" in line for line in notes.lines) == 1
+    assert result.summary["rows"] == SHARDS * SAMPLES
+
+
+def test_shard_that_kills_its_decode_actors_is_decoded_behind_a_wall(
+    one_ray: None, corpus: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(self: Feeders, assignment: Assignment) -> Any:
+        while (found := taken(self, assignment)) is None:
+            wait_for_all(self)
+        return found
+
+    taken, notes = Feeders.take, Notes()
+    monkeypatch.setattr(Feeders, "take", take)  # every attempt that may be is fed
+    monkeypatch.setattr(feeders, "RemoteDecoder", Poisoned)
+    result = driver.run(job(corpus, tiny_model, tmp_path / "out", 1, "cluster.shards_in_flight=1"), notes)
+    assert result.exit_code is ExitCode.OK, notes.lines
+    assert deaths(tmp_path) == 2, "the third attempt is not fed"
     assert result.summary["rows"] == SHARDS * SAMPLES
 
 
