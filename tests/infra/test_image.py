@@ -69,6 +69,15 @@ def test_ray_of_the_laptop_starts_as_told(compose: dict[str, Any]) -> None:
     assert "infra/laptop/.env" in (ROOT / ".gitignore").read_text().splitlines()
 
 
+def test_volumes_of_our_image_are_its_users(compose: dict[str, Any]) -> None:
+    """A new volume takes the owner of the image's folder where it is mounted, and root if there is none."""
+    ours = [service for service in compose["services"].values() if service["image"].startswith("tokenmill:")]
+    places = {mount.split(":")[1] for service in ours for mount in service.get("volumes", [])}
+    assert places
+    for steps in stages().values():
+        assert all(f"mkdir -p {place}" in steps for place in places if "RUN" in steps)
+
+
 def test_images_have_versions(compose: dict[str, Any]) -> None:
     tags = [service["image"].rpartition(":")[2] for service in compose["services"].values()]
     assert "latest" not in tags
