@@ -27,6 +27,8 @@ from pipeline.qa.golden import make_golden, procedural_pictures, write_golden
 from pipeline.training.state import State, read_state, write_state
 from pipeline.training.watcher import Watcher
 
+_SOURCE = "source"  # in the record of a finished training: where its images came from
+
 
 @dataclass(frozen=True, slots=True)
 class FitTask:
@@ -50,11 +52,18 @@ class FitTask:
         """The state of the training in the folder, if it has begun.
 
         Raises:
-            UsageError: it is of another configuration, or damaged, or the folder holds a model from elsewhere.
+            UsageError: it is of another configuration, or damaged, or finished on other images, or the folder holds a
+                model from elsewhere.
         """
         state = read_state(self.folder)
         if state is not None:
             state.check(self.config.identity(), self.folder)
+            state.check_made(self.folder, (checkpoint.CONFIG_NAME, checkpoint.WEIGHTS_NAME))
+            if state.finished and state.progress.get(_SOURCE) not in (None, self.source.digest()):  # None: an old one
+                raise UsageError(
+                    f"{self.folder} holds a model that is finished, trained on images whose files had other names or "
+                    "sizes than those given now: give another output folder"
+                )
         elif (self.folder / checkpoint.WEIGHTS_NAME).exists():
             raise UsageError(f"{self.folder} holds a model, but no training to go on with; give another output folder")
         return state
@@ -117,6 +126,7 @@ class _Leader:
         if task.held_out and not self._held_out:
             raise UsageError("held-out images: must be at least one that can be decoded, got none")
         self._side = max(config.crop, config.final_crop)
+        self._source = task.source.digest()
         self._shown = self._held_out or training.crops.middles(self._side, STRIP_IMAGES)
 
     def record(self, report: FitReport) -> FitReport:
@@ -142,4 +152,5 @@ class _Leader:
         """Leaves a finished model with its golden images; the state becomes a record of what it was trained with."""
         stored = VQModel.from_pretrained(self._task.folder)  # as others will load it: rounded, on the CPU
         write_golden(self._task.folder, make_golden(stored, procedural_pictures(self._side)))
-        write_state(self._task.folder, replace(self._training.state(), tensors={}, progress={}))
+        record = replace(self._training.state(), tensors={}, progress={_SOURCE: self._source})
+        write_state(self._task.folder, record)

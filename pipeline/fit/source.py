@@ -1,5 +1,7 @@
 """Where the images of a training come from: shards, or a folder of image files."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,9 +47,17 @@ class ImageSource:
             if not isinstance(prepared, Reject):
                 yield prepared.views[0].pixels
 
+    def digest(self) -> str:
+        """Changes with names and sizes of the files, or shards; none is read. A copy in another place has the same."""
+        if self.folder is not None:
+            told = [[path.name, path.stat().st_size] for path in _paths(self.folder)]
+        else:
+            told = [[shard.url.rpartition("/")[2], shard.size] for shard in freeze(Storage(), self.shards)]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
     def _files(self) -> Iterator[bytes]:
         if self.folder is not None:
-            return (path.read_bytes() for path in sorted(self.folder.iterdir()) if path.is_file())
+            return (path.read_bytes() for path in _paths(self.folder))
         return self._members()
 
     def _members(self) -> Iterator[bytes]:
@@ -59,3 +69,7 @@ class ImageSource:
                     found = find_image(sample.members)
                     if not isinstance(found, Reject):
                         yield found
+
+
+def _paths(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())

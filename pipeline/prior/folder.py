@@ -29,7 +29,7 @@ from pipeline.training.log import BLUE, GRAY, GREEN, RED, Curve, Log, replace_te
 from pipeline.training.state import read_state, write_state
 from pipeline.training.watcher import Watcher
 
-WEIGHTS_NAME, SUMMARY_NAME = "prior.safetensors", "summary.json"
+CONFIG_NAME, WEIGHTS_NAME, SUMMARY_NAME = "config.json", "prior.safetensors", "summary.json"
 _DECODED_AT_ONCE = 8  # pictures
 _JPEG_QUALITY = 88
 _FORMATS = {"step": "d"} | dict.fromkeys(("loss", "held_out", "error", "unigram", "by_position"), ".4f")
@@ -76,8 +76,10 @@ def train_prior(task: PriorTask, watcher: Watcher[PriorReport]) -> dict[str, Any
     if state is not None:
         state.check(task.config.identity(), task.folder)
         if state.finished:
+            state.check_made(task.folder, (CONFIG_NAME, WEIGHTS_NAME, SUMMARY_NAME))
+            _check_rows(task)
             return dict(json.loads((task.folder / SUMMARY_NAME).read_text()))
-    elif (task.folder / "config.json").exists():
+    elif (task.folder / CONFIG_NAME).exists():
         raise UsageError(f"{task.folder} holds a model, but no training to go on with; give another output folder")
     # Before the work, should it be gone.
     model = load_model(task.source, task.model, allow_torchscript=task.allow_torchscript)
@@ -96,6 +98,16 @@ def train_prior(task: PriorTask, watcher: Watcher[PriorReport]) -> dict[str, Any
             watcher.reported(report)
         watcher.stepped(training.done)
     return writer.finish()
+
+
+def _check_rows(task: PriorTask) -> None:
+    """Refuses a finished prior that was trained on other rows than those given now."""
+    trained_on = json.loads((task.folder / CONFIG_NAME).read_text())["trained_on"]
+    if trained_on["parts"] != task.source.parts.digest:
+        raise UsageError(
+            f"{task.folder} holds a finished prior of other rows: those that {trained_on['run']['url']} had then, not "
+            f"those that {task.source.job['config']['output']['url']} has now; give another output folder"
+        )
 
 
 class _Writer:
@@ -127,7 +139,7 @@ class _Writer:
             "steps": self._training.done,
         }
         geometry = asdict(self._training.model.geometry)
-        replace_text(folder / "config.json", json.dumps({"geometry": geometry, "trained_on": trained_on}, indent=2))
+        replace_text(folder / CONFIG_NAME, json.dumps({"geometry": geometry, "trained_on": trained_on}, indent=2))
         temporary = folder / f"{WEIGHTS_NAME}.tmp"
         tensors = {name: x.detach().cpu().contiguous() for name, x in self._training.model.state_dict().items()}
         save_file(tensors, temporary)

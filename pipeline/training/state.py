@@ -6,6 +6,7 @@ FOLDER/training/state.safetensors     while it trains: about three times the mod
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,18 @@ class State:
             raise UsageError(
                 f"{folder} holds a training of another configuration: {'; '.join(differences)}. Give the same one to "
                 "go on, or another output folder"
+            )
+
+    def check_made(self, folder: Path, names: Iterable[str]) -> None:
+        """Refuses the record of a finished training that lies in `folder` without what the training made.
+
+        Raises:
+            UsageError: one of the files is gone.
+        """
+        if self.finished and (gone := [name for name in names if not (folder / name).exists()]):
+            raise UsageError(
+                f"{folder} holds the record of a finished training, but no {', '.join(gone)}: empty the folder to "
+                "train anew, or give another output folder"
             )
 
 

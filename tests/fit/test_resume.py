@@ -1,17 +1,20 @@
 """A training put down and taken up again ends as if nothing had happened."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.fit import FitTask, fit_folder
+from pipeline.fit import FitTask, ImageSource, fit_folder
 from pipeline.model import VQModel, weights_hash
 from pipeline.training import state
 from tests.fit.cases import Notes, quick_task, save_photographs
+from tests.support.corpora import write_shard
 
 FILES = ("diffusion_pytorch_model.safetensors", "config.json", "log.csv", "curve.svg", "strip.png", "golden.parquet")
 
@@ -172,3 +175,43 @@ def test_finished_training_is_left_alone(whole: Path, codebook: str, photos: Pat
     with pytest.raises(UsageError, match="seed was 0, is 5"):
         fit_folder(quick_task(whole, photos, codebook=codebook, seed=5), Notes())
     assert files(whole) == before
+
+
+def test_finished_training_on_other_images(whole: Path, codebook: str, photos: Path, tmp_path: Path) -> None:
+    before = files(whole)
+    others = save_photographs(tmp_path / "others", seed=1)  # of the same names
+    with pytest.raises(UsageError, match=f"{whole} holds a model that is finished, trained on images whose files had"):
+        fit_folder(quick_task(whole, others, codebook=codebook), Notes())
+    copy = shutil.copytree(photos, tmp_path / "copy")
+    assert fit_folder(quick_task(whole, copy, codebook=codebook), Notes())
+    assert files(whole) == before
+
+
+def test_finished_training_on_other_shards(photos: Path, tmp_path: Path) -> None:
+    for number, photo in enumerate(sorted(photos.iterdir())):
+        write_shard(tmp_path / f"{number}.tar", {"0": {"png": photo.read_bytes()}})
+
+    def given(shards: str) -> FitTask:
+        return replace(quick_task(tmp_path / "model", photos), source=ImageSource((f"{tmp_path}/{shards}",)))
+
+    assert fit_folder(given("{0..1}.tar"), Notes())
+    assert fit_folder(given("[01].tar"), notes := Notes())
+    assert notes.began_at == []
+    with pytest.raises(UsageError, match="trained on images whose files had other names or sizes"):
+        fit_folder(given("{0..2}.tar"), Notes())
+
+
+def test_record_from_before_it_told_of_images(whole: Path, codebook: str, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "model")
+    record = state.read_state(whole)
+    assert record is not None
+    state.write_state(tmp_path / "model", replace(record, progress={}))
+    assert fit_folder(quick_task(tmp_path / "model", photos, codebook=codebook), Notes())
+
+
+@pytest.mark.parametrize("name", ["config.json", "diffusion_pytorch_model.safetensors"])
+def test_record_of_a_model_that_is_gone(name: str, whole: Path, codebook: str, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "model")
+    (tmp_path / "model" / name).unlink()
+    with pytest.raises(UsageError, match=f"record of a finished training, but no {name}: empty the folder"):
+        fit_folder(quick_task(tmp_path / "model", photos, codebook=codebook), Notes())

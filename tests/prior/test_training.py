@@ -1,6 +1,7 @@
 """Priors learn what there is to learn, go on as if nothing had happened, and refuse what they cannot do."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,35 @@ def test_other_rows_in_the_same_folder(run: str, labelled: str, tmp_path: Path) 
     other = prior_run(tmp_path / "other", tmp_path_model(run), samples=(80, 60))
     with pytest.raises(UsageError, match="has done 2 steps and cannot go on: the state was taken on other data"):
         train_prior(task(other, tmp_path, steps=4), Notes())
+
+
+def test_finished_prior_of_another_run(whole: Path, kind: str, run: str, tmp_path: Path) -> None:
+    before, other = files(whole), prior_run(tmp_path, samples=(80, 60))
+    with pytest.raises(UsageError, match=f"finished prior of other rows: those that {run} had .* that {other} has"):
+        train_prior(task(other, whole, kind=kind), Notes())
+    assert files(whole) == before
+
+
+def test_finished_prior_of_a_run_that_has_grown(tiny_model: Path, tmp_path: Path) -> None:
+    train_prior(task(prior_run(tmp_path / "run", tiny_model), tmp_path / "prior", steps=1), Notes())
+    shutil.rmtree(tmp_path / "run")
+    grown = prior_run(tmp_path / "run", tiny_model, samples=(90, 60, 30))
+    with pytest.raises(UsageError, match="finished prior of other rows"):
+        train_prior(task(grown, tmp_path / "prior", steps=1), Notes())
+
+
+def test_finished_prior_of_a_copy_of_the_run(whole: Path, kind: str, run: str, tmp_path: Path) -> None:
+    copy = shutil.copytree(run.removeprefix("file://"), tmp_path / "copy")
+    assert train_prior(task(str(copy), whole, kind=kind), notes := Notes()) is not None
+    assert notes.began_at == []
+
+
+@pytest.mark.parametrize("name", ["config.json", "prior.safetensors", "summary.json"])
+def test_record_of_a_prior_that_is_gone(name: str, whole: Path, kind: str, run: str, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "prior")
+    (tmp_path / "prior" / name).unlink()
+    with pytest.raises(UsageError, match=f"record of a finished training, but no {name}: empty the folder"):
+        train_prior(task(run, tmp_path / "prior", kind=kind), Notes())
 
 
 def tmp_path_model(url: str) -> Path:
