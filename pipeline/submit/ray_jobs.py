@@ -23,6 +23,8 @@ WAIT_SECONDS = 2.0  # between two looks at a job
 START_SECONDS = 300.0  # a cluster that has just begun answers before it can take jobs
 PATIENCE_SECONDS = 600.0  # a head that does not answer for so long is given up; the job itself is not
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY|CONNECTION_STRING|SAS", re.IGNORECASE)
+# Not under the TOKENMILL_ variables of whoever started the cluster: they would win over job.yaml, which is resolved.
+COMMAND = "unset ${!TOKENMILL_@}; exec python -m jobs run job.yaml --json"
 CODE = ("pipeline", "jobs")  # the packages that `upload_code` sends
 
 
@@ -87,7 +89,6 @@ class Jobs:
         if upload_code:
             top = Path(__file__).parent.parent
             runtime["py_modules"] = [str(top / package) for package in CODE]
-        command = ["python", "-m", "jobs", "run", "job.yaml", "--json"]
         again = tenacity.Retrying(
             retry=tenacity.retry_if_exception_message(match="(?s).*No available agent"),
             wait=tenacity.wait_fixed(WAIT_SECONDS),
@@ -97,7 +98,7 @@ class Jobs:
         try:
             sent = again(
                 self._client.submit_job,
-                entrypoint=shlex.join(command),
+                entrypoint=shlex.join(["bash", "-c", COMMAND]),
                 runtime_env=runtime,
                 submission_id=f"{name}-{len(earlier) + 1}",
             )

@@ -28,7 +28,7 @@ SCRIPT = """\
 # Sent again, it waits for its predecessor (singleton), and does what OUTPUT still lacks.
 set -euo pipefail
 umask 077
-unset RAY_ADDRESS RAY_AUTH_TOKEN
+unset RAY_ADDRESS RAY_AUTH_TOKEN ${{!TOKENMILL_@}} # of who submitted it: job.yaml has what these said
 export PATH={bin}:$PATH RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 export RAY_AUTH_TOKEN_PATH={folder}/token-$SLURM_JOB_ID
 python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH"

@@ -2,10 +2,13 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -137,11 +140,16 @@ def test_log_goes_on_where_it_was_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (jobs._client.cuts, jobs._client.away) == (2, 0)
 
 
+def pretend(folder: Path, **programs: str) -> None:
+    """Programs in `folder/bin` that note in `folder/called` that they were, and do as told."""
+    (folder / "bin").mkdir()
+    for name, does in programs.items():
+        (folder / "bin" / name).write_text(f"#!/bin/bash\necho {name} >> {folder}/called\n{does}\n")
+        (folder / "bin" / name).chmod(0o755)
+
+
 def test_batch_job_whose_ray_does_not_start(tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    for name, does in {"srun": "exit 1", "scontrol": "echo localhost", "scancel": "exit 0"}.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\necho {name} >> {tmp_path}/called\n{does}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
+    pretend(tmp_path, srun="exit 1", scontrol="echo localhost", scancel="exit 0")
     script = write_script(tmp_path, "tokenmill-0", ["nodes=1"])
     slurm = {"SLURM_JOB_ID": "9999", "SLURM_JOB_NODELIST": "localhost"}  # nobody listens on port 29999
     env = {**os.environ, **slurm, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
@@ -150,6 +158,59 @@ def test_batch_job_whose_ray_does_not_start(tmp_path: Path) -> None:
     assert "Ray did not start on localhost" in result.stderr
     assert set((tmp_path / "called").read_text().split()) == {"scontrol", "srun"}
     assert not list(tmp_path.glob("token-*"))
+
+
+# The variables around a job: those of the submitter, or of whoever started the cluster.
+INHERITED = {"TOKENMILL_IMAGE__SIZE": "64", "TOKENMILL_OUTPUT": "elsewhere", "OTHER_SIZE": "1"}
+TELL = "env | grep -E '^(TOKENMILL|OTHER)_'; exit 3"  # what `python` does there
+
+
+def test_batch_job_heeds_its_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(
+        tmp_path, srun="exit 0", scontrol="echo localhost", scancel="exit 0", python=f'[ "$1" = -c ] || {{ {TELL}; }}'
+    )
+    monkeypatch.setattr("sys.executable", f"{tmp_path}/bin/python")
+    script = write_script(tmp_path, "tokenmill-0")
+    with listener() as head:
+        slurm = {"SLURM_JOB_ID": str(head.getsockname()[1] - 20_000), "SLURM_JOB_NODELIST": "localhost"}
+        env = {**os.environ, **slurm, **INHERITED, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+        result = subprocess.run(["bash", script], capture_output=True, text=True, env=env, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (3, "OTHER_SIZE=1\n"), result.stderr
+
+
+def listener() -> socket.socket:
+    """Stands for the head of Ray, on one of the ports that the script may give it."""
+    for port in range(20_000, 29_000):
+        with suppress(OSError):
+            return socket.create_server(("127.0.0.1", port))
+    raise AssertionError("no port is free")
+
+
+class Accepts:
+    """A jobs API that notes what it is sent."""
+
+    def __init__(self, _address: str) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+    def list_jobs(self) -> list[SimpleNamespace]:
+        return []
+
+    def submit_job(self, **job: Any) -> str:
+        self.sent.append(job)
+        return str(job["submission_id"])
+
+
+def test_ray_job_heeds_its_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(tmp_path, python=f'echo "$@"; {TELL}')
+    monkeypatch.setattr(ray_jobs, "JobSubmissionClient", Accepts)
+    jobs = Jobs("http://127.0.0.1:8265")
+    assert jobs.send(tmp_path, "tokenmill-0", {}).id == "tokenmill-0-1"
+    [job] = jobs._client.sent
+    env = {**os.environ, **INHERITED, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    result = subprocess.run(
+        job["entrypoint"], shell=True, env=env, capture_output=True, text=True, check=False
+    )  # as Ray
+    assert (result.returncode, result.stdout) == (3, "-m jobs run job.yaml --json\nOTHER_SIZE=1\n"), result.stderr
 
 
 def test_machine_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
