@@ -79,7 +79,7 @@ def freeze(storage: Storage, specs: Iterable[str]) -> list[Shard]:
         UsageError: a spec is not allowed, is neither a shard nor a folder, or matches nothing.
         StorageError: a store did not answer.
     """
-    places = list(islice((name for spec in _specs(storage, specs) for name in _braces(spec)), MAX_SHARDS + 1))
+    places = list(islice((name for spec in _specs(storage, specs) for name in expand_braces(spec)), MAX_SHARDS + 1))
     if len(places) > MAX_SHARDS:
         raise UsageError(f"the shards given are more than {MAX_SHARDS:,}; check the braces")
     named = [canonical(place) for place in places if place.endswith(SHARD_SUFFIXES) and not _is_pattern(place)]
@@ -122,12 +122,17 @@ def _specs(storage: Storage, specs: Iterable[str]) -> Iterator[str]:
     """The specs, with every list replaced by its lines."""
     for spec in map(str.strip, specs):
         if spec.startswith("@"):
-            yield from _lines(storage, spec[1:])
+            yield from list_lines(storage, spec[1:])
         elif spec:
             yield spec
 
 
-def _lines(storage: Storage, url: str) -> Iterator[str]:
+def list_lines(storage: Storage, url: str) -> Iterator[str]:
+    """The specs in a list, without comments.
+
+    Raises:
+        UsageError: there is no such list, or it is no text, or it names what it must not.
+    """
     remote = scheme_of(url) != "file"
     try:
         lines = storage.read(url).decode("utf-8-sig").splitlines()
@@ -145,12 +150,12 @@ def _lines(storage: Storage, url: str) -> Iterator[str]:
         yield line
 
 
-def _braces(spec: str) -> Iterator[str]:
+def expand_braces(spec: str) -> Iterator[str]:
     """Expand `{000..123}` (zero-padded as written) and `{a,b}`, which may be nested."""
     match = re.search(r"\{([^{}]*)\}", spec)
     if match:
         for choice in _choices(match[1], spec):
-            yield from _braces(spec[: match.start()] + choice + spec[match.end() :])
+            yield from expand_braces(spec[: match.start()] + choice + spec[match.end() :])
     elif "{" in spec or "}" in spec:
         raise UsageError(f"unbalanced braces in {redact(spec)!r}")
     else:

@@ -14,6 +14,8 @@ import pytest
 
 from pipeline.config import resolve
 from pipeline.errors import UsageError
+from pipeline.shards.manifest import freeze
+from pipeline.storage import Storage
 from pipeline.submit import ray_jobs
 from pipeline.submit.job_folder import write_job
 from pipeline.submit.ray_jobs import Jobs, chosen_environment
@@ -52,10 +54,46 @@ def test_local_list_of_shards_travels_with_the_job(tmp_path: Path) -> None:
     assert resolve(tmp_path / "a" / "job.yaml", environment={}).shards == ("@shards-0.txt",)
 
 
+def urls(*specs: str) -> list[str]:
+    return [shard.url for shard in freeze(Storage(), specs)]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("in/{0..2}.tar", "{0..1}.tar", "file://in/0.tar", "./in/../0.tar", "~/0.tar", "in/*.tar", "in", "in/"),
+        *("{in,in/../{more,in}}/0.tar", "{/a,in}/{0..1}.tar", "{in,~}/0.tar", "/a/0.tar", " in/0.tar "),
+    ],
+)
+def test_shards_of_the_job_are_those_of_the_command(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.tar").write_bytes(b"x")
+    (tmp_path / "list.txt").write_text(f"# relative ones mean the folder of the command\n\n{spec}\n")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.chdir(tmp_path)
+    here = urls(spec)
+    for number, given in enumerate([spec, "@list.txt"]):
+        job(tmp_path / str(number), "seed=0", shards=given)
+        monkeypatch.chdir(tmp_path / str(number))
+        monkeypatch.setenv("HOME", "/home/else")
+        assert urls(*resolve(Path("job.yaml"), environment={}).shards) == here
+        monkeypatch.setenv("HOME", "/home/somebody")
+        monkeypatch.chdir(tmp_path)
+
+
+def test_blank_spec_names_nothing(tmp_path: Path) -> None:
+    job(tmp_path / "a", shards=" ")
+    assert resolve(tmp_path / "a" / "job.yaml", environment={}).shards == ()
+
+
 @pytest.mark.parametrize(
     "shards", ["@/no/such/list.txt", "s3://key:secret@b/0.tar", "https://h/0.tar?X-Amz-Signature=1"]
 )
-def test_job_that_must_not_travel(tmp_path: Path, shards: str) -> None:
+@pytest.mark.parametrize("listed", [False, True])
+def test_job_that_must_not_travel(tmp_path: Path, shards: str, listed: bool) -> None:
+    if listed:
+        (tmp_path / "list.txt").write_text(f"s3://b/0.tar\n{shards}\n")
+        shards = f"@{tmp_path}/list.txt"
     with pytest.raises(UsageError):
         job(tmp_path / "a", shards=shards)
     assert not (tmp_path / "a" / "job.yaml").exists()
