@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import tenacity
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -25,6 +26,7 @@ PATIENCE_SECONDS = 600.0  # a head that does not answer for so long is given up;
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY|CONNECTION_STRING|SAS", re.IGNORECASE)
 # Not under the TOKENMILL_ variables of whoever started the cluster: they would win over job.yaml, which is resolved.
 COMMAND = "unset ${!TOKENMILL_@}; exec python -m jobs run job.yaml --json"
+_AWAY = "Request failed with status code 50[234]:"  # Ray's words for a proxy that does not reach the cluster
 CODE = ("pipeline", "jobs")  # the packages that `upload_code` sends
 
 
@@ -121,7 +123,7 @@ class Jobs:
                     if fresh := piece[max(0, len(piece) - max(0, passed - shown)) :]:
                         shown += len(fresh)
                         yield fresh
-            except (RuntimeError, OSError):  # a proxy or a tunnel cut it; the log begins anew
+            except (RuntimeError, OSError, aiohttp.ClientError):  # a proxy or a tunnel cut it; the log begins anew
                 self.status(job)
             if self.status(job).is_terminal():
                 return
@@ -148,7 +150,8 @@ class Jobs:
 
     def _info(self, job: str) -> JobDetails:
         again = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(OSError),  # among them requests' ConnectionError
+            retry=tenacity.retry_if_exception_type(OSError)  # among them requests' ConnectionError
+            | tenacity.retry_if_exception_message(match=_AWAY),
             wait=tenacity.wait_exponential(max=30),
             stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
         )
