@@ -110,7 +110,8 @@ def plan(config: JobConfig, probes: int = 2, prices: PriceTable | None = None) -
     there = [shard for shard in shards if shard.size]
     if not there:
         raise UsageError("none of the shards is there: nothing to plan")
-    probed = [there[i * len(there) // probes] for i in range(min(probes, len(there)))]
+    probes = min(probes, len(there))
+    probed = [there[i * len(there) // probes] for i in range(probes)]
     with TemporaryDirectory(prefix="tokenmill-plan-") as folder:
         job = config.model_copy(update={"output": config.output.model_copy(update={"url": folder})})
         device = device_here()

@@ -1,4 +1,4 @@
-"""What `plan` names as the bottleneck: the stage that was made slow."""
+"""What `plan` names as the bottleneck: the stage that was made slow; and what it probes."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,9 +12,11 @@ from pipeline.engine import Engine
 from pipeline.engine.cpu import Result
 from pipeline.images import Prepared
 from pipeline.isolation import prepare_sample
+from pipeline.messages import Task
 from pipeline.meter import Part
 from pipeline.plan import plan
 from pipeline.shards.tar import Sample, TarReader
+from pipeline.worker import Worker
 
 SECONDS = 0.02  # that the planted stage takes longer for each sample
 fired: list[str] = []
@@ -73,3 +75,18 @@ def test_planted_bottleneck_is_named(
     assert found.bottleneck == stage
     assert 0.5 < found.bottleneck_busy <= 1
     assert fired.count(stage) >= 5
+
+
+@pytest.mark.parametrize("probes", [4, 5, 8, 100])
+def test_more_probes_than_shards(job: JobConfig, monkeypatch: pytest.MonkeyPatch, probes: int) -> None:
+    tokenized: list[str] = []
+
+    def noted(self: Worker, task: Task) -> object:
+        tokenized.append(task.shard.url)
+        return tokenize(self, task)
+
+    tokenize = Worker.tokenize
+    monkeypatch.setattr(Worker, "tokenize", noted)
+    found = plan(job, probes=probes)
+    assert found.shards == 4
+    assert len(tokenized) == len(set(tokenized)) == 4
