@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import typer
-import yaml
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
-from pipeline.config import JobConfig, describe_options, resolve
+from pipeline.config import JobConfig, describe_options, parse_yaml, resolve
 from pipeline.errors import UsageError
 from pipeline.progress import Progress, clock, for_stderr
 from pipeline.signals import Stop, stop_on_signals
@@ -124,14 +123,14 @@ def settings_of(config: type[Config], settings: list[str] | None) -> Config:
     """A configuration with `KEY=VALUE` settings, values as YAML.
 
     Raises:
-        UsageError: a key is unknown, or a value is not what it must be.
+        UsageError: a key is unknown, or a value is no YAML or not what it must be.
     """
     values = {}
     for setting in settings or ():
         key, separator, text = setting.partition("=")
         if not separator or key not in config.model_fields:
             raise UsageError(f"--set must be one of {', '.join(config.model_fields)} as KEY=VALUE, got {setting!r}")
-        values[key] = yaml.safe_load(text)
+        values[key] = parse_yaml(text, f"--set {key}")
     try:
         return config(**values)
     except ValidationError as error:

@@ -248,7 +248,7 @@ def resolve(
         key, separator, text = setting.partition("=")
         if not separator:
             raise UsageError(f"--set must be KEY=VALUE, got {setting!r}")
-        _put(document, key.strip(), _yaml(text, f"--set {key}"), f"--set {key}")
+        _put(document, key.strip(), parse_yaml(text, f"--set {key}"), f"--set {key}")
     for key, value in (flags or {}).items():
         if value is not None:
             _put(document, key, value, f"--{key}")
@@ -287,7 +287,7 @@ def describe_options() -> Iterator[tuple[str, str, str]]:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        document = _yaml(file.read_text(), str(file))
+        document = parse_yaml(file.read_bytes(), str(file))
     except OSError as error:
         raise UsageError(f"{file}: cannot be read ({error.strerror})") from error
     if document is None:
@@ -300,10 +300,15 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return document
 
 
-def _yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str | bytes, where: str) -> Any:
+    """A value in YAML.
+
+    Raises:
+        UsageError: it is none; the message begins with `where`.
+    """
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
         raise UsageError(f"{where}: no valid YAML: {error}") from error
 
 
@@ -311,7 +316,7 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Any
     for name, text in sorted(environment.items()):
         if name.startswith(ENVIRONMENT_PREFIX):
             key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
-            yield key, _yaml(text, name)
+            yield key, parse_yaml(text, name)
 
 
 def _put(document: dict[str, Any], key: str, value: Any, where: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import UsageError
 from pipeline.messages import Calibration
@@ -40,8 +40,8 @@ def price_table(file: Path) -> PriceTable:
         UsageError: the file cannot be read, or is no such table.
     """
     try:
-        return PriceTable.model_validate(yaml.safe_load(file.read_text()) or {})
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+        return PriceTable.model_validate(yaml.safe_load(file.read_bytes()) or {})
+    except (OSError, yaml.YAMLError, ValueError) as error:  # among them ValidationError
         raise UsageError(f"{file}: must be a table of prices in YAML, as `plan --help` shows it: {error}") from error
 
 

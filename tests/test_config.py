@@ -86,6 +86,13 @@ def test_mistake_in_the_environment() -> None:
         resolve(environment={"TOKENMILL_IMAGE__SISE": "64"})
 
 
+@pytest.mark.parametrize("content", ["output: über".encode("latin-1"), b"\x89PNG\r\n\x1a\n\0", b"seed: 2026-13-01"])
+def test_file_that_is_no_text_or_no_yaml(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "job.yaml").write_bytes(content)
+    with pytest.raises(UsageError, match=r"job\.yaml: no valid YAML"):
+        resolve(tmp_path / "job.yaml", environment={})
+
+
 def test_missing_file() -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         resolve(Path("no-such-job.yaml"), environment={})

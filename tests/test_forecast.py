@@ -52,8 +52,10 @@ def test_requests_of_shards(sizes: list[int], expected: int) -> None:
     assert requests(sizes) == expected
 
 
-@pytest.mark.parametrize("text", ["actor_hours: {H200: 3}", "gb_read: -1", "[", "- 1"])
+@pytest.mark.parametrize(
+    "text", ["actor_hours: {H200: 3}", "gb_read: -1", "[", "- 1", "currency: £", "gb_read: 2026-13-01"]
+)
 def test_file_that_is_no_table_of_prices(tmp_path: Path, text: str) -> None:
-    (tmp_path / "prices.yaml").write_text(text)
+    (tmp_path / "prices.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(UsageError, match=r"prices\.yaml: must be a table of prices"):
         price_table(tmp_path / "prices.yaml")

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.encoding import ModelConfig
@@ -80,6 +80,8 @@ def convert(source: Path, to: Path, config: str | None = None, *, averages: bool
     """
     if (to / CONFIG_NAME).exists():
         raise ModelError(f"--to must be a folder without a model, got {to}, which has a {CONFIG_NAME}")
+    if to.is_file():
+        raise ModelError(f"--to must be a folder, got {to}, which is a file")
     to.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=to, prefix=".draft-") as folder:
         draft = Path(folder)
@@ -152,8 +154,8 @@ def _geometry(config: str | None, source: Path, *, llamagen: bool) -> tuple[VQMo
         document: Any = {"encoder_ch_mult": LLAMAGEN[config], "decoder_ch_mult": LLAMAGEN[config]}
     else:
         try:
-            document = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+            document = yaml.safe_load(Path(config).read_bytes())
+        except (OSError, yaml.YAMLError, ValueError) as error:
             raise ModelError(f"--config {config}: cannot be read as YAML: {error}") from error
     if not isinstance(document, dict):
         raise ModelError(f"--config {config}: must be a mapping, got {type(document).__name__}")
@@ -169,19 +171,29 @@ def _take_out(source: Path, to: Path) -> dict[str, int]:
     name = _WHOLE.get(str(document.get("model_type")))
     if name is None:
         raise ModelError(f"{source}: model_type must be one of {', '.join(_WHOLE)}, got {document.get('model_type')!r}")
-    weights, left_out = {}, Counter[str]()
+    weights, left_out = dict[str, Tensor](), Counter[str]()
     for file in sorted(source.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - no mapping
-                _, found, inner = key.rpartition(_VQ)
-                if found:
-                    weights[inner] = tensors.get_tensor(key)
-                else:
-                    left_out[inner.partition(".")[0]] += 1
+        try:
+            weights |= _picked(file, left_out)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file}: the weights cannot be read ({error}); download the model again") from error
     if not weights:
         raise ModelError(f"{source}: must hold safetensors with the image tokenizer ({_VQ}*), got none")
     write_folder(to, {**document.get("vq_config", {}), "architectures": [name]}, weights, TRANSFORMERS_STEM)
     return dict(left_out)
+
+
+def _picked(file: Path, left_out: Counter[str]) -> dict[str, Tensor]:
+    """The image tokenizer's tensors in a file of a whole model; the others are counted."""
+    weights: dict[str, Tensor] = {}
+    with safe_open(file, framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118 - no mapping
+            _, found, inner = key.rpartition(_VQ)
+            if found:
+                weights[inner] = tensors.get_tensor(key)
+            else:
+                left_out[inner.partition(".")[0]] += 1
+    return weights
 
 
 def _try(tokenizer: Tokenizer, source: Path) -> None:

@@ -85,8 +85,10 @@ def read_state(folder: Path) -> State | None:
     """The state of the training in `folder`; None if there is none.
 
     Raises:
-        UsageError: it is damaged.
+        UsageError: it is damaged, or `folder` cannot be a folder.
     """
+    if files := [place for place in (folder, *folder.parents) if place.is_file()]:
+        raise UsageError(f"{folder} must be a folder, but {files[0]} is a file")
     path = folder / STATE_FILE
     if not path.exists():
         return None

@@ -90,6 +90,14 @@ def test_curve_has_a_point_per_report(done: tuple[FitTask, Notes]) -> None:
     assert np.argsort(heights).tolist() == np.argsort(losses)[::-1].tolist(), "a larger loss is drawn higher"
 
 
+@pytest.mark.parametrize("below", ["", "model"])
+def test_output_that_is_a_file(below: str, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(UsageError, match=f"{tmp_path}/mine.* must be a folder, but {tmp_path}/mine is a file"):
+        fit_folder(quick_task(tmp_path / "mine" / below, photos), Notes())
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
 @pytest.mark.parametrize("half", [True, False])
 def test_golden_images_are_of_the_stored_model(half: bool, photos: Path, tmp_path: Path) -> None:
     task = quick_task(tmp_path / "model", photos, steps=9)

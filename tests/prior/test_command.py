@@ -61,3 +61,10 @@ def test_keys_are_all_documented() -> None:
     for name, field in PriorConfig.model_fields.items():
         assert f"{name} = " in said
         assert f": {field.description}\n" in said
+
+
+@pytest.mark.parametrize("value", ["[1", "2026-13-01"])
+def test_setting_that_is_no_yaml(value: str, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["prior", str(tmp_path), "--to", str(tmp_path), "--set", f"steps={value}"])
+    assert isinstance(refused.exception, UsageError)
+    assert str(refused.exception).startswith("--set steps: no valid YAML: ")

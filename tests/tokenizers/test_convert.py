@@ -225,6 +225,20 @@ def test_remapped_codes_and_a_missing_configuration(tmp_path: Path) -> None:
         convert(source, to, yaml_file)
 
 
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\xff", "über: 1".encode("latin-1"), b"n_embed: 2026-13-01"])
+def test_geometry_in_a_file_that_is_no_text_or_no_yaml(content: bytes, tmp_path: Path) -> None:
+    files = _swapped(written(tmp_path / "in", {"state_dict": reference("taming").state_dict()}, {}), tmp_path / "out")
+    Path(files[2]).write_bytes(content)
+    with pytest.raises(ModelError, match=r"--config .*config\.yaml: cannot be read as YAML"):
+        convert(*files)
+
+
+def test_output_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ModelError, match=r"--to must be a folder, got .*out, which is a file"):
+        convert(tmp_path / "in", tmp_path / "out")
+
+
 @pytest.mark.system
 def test_command(tmp_path: Path) -> None:
     state = reference("llamagen").state_dict()

@@ -217,3 +217,13 @@ def test_tokenizer_is_taken_out_of_a_whole_model(name: str, made_once: Made, tmp
     made = convert(tmp_path / "whole", tmp_path / "out")
     assert made.left_out == {"lm_head": 1}
     assert made.weights == load_tokenizer(ModelConfig(path=str(model))).weights_hash()
+
+
+@pytest.mark.parametrize("keeps", [0, 4, 200])
+def test_whole_model_that_is_damaged(keeps: int, tmp_path: Path) -> None:
+    weights = {"model.vqmodel.weight": torch.ones(64)}
+    write_folder(tmp_path / "whole", {"model_type": "emu3"}, weights, "model-00001-of-00001")
+    file = tmp_path / "whole" / "model-00001-of-00001.safetensors"
+    file.write_bytes(file.read_bytes()[:keeps])
+    with pytest.raises(ModelError, match=f"{file}: the weights cannot be read"):
+        convert(tmp_path / "whole", tmp_path / "out")
