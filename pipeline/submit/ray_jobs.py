@@ -83,7 +83,10 @@ class Jobs:
         Raises:
             UsageError: the cluster refuses it.
         """
-        earlier = self._attempts(name)
+        try:
+            earlier = self._attempts(name)
+        except (RuntimeError, OSError) as error:
+            raise UsageError(f"{self._address}: the cluster does not say which jobs it has: {error}") from error
         for job in earlier:
             if not job.status.is_terminal():
                 return Sent(str(job.submission_id), found=True)
@@ -112,7 +115,7 @@ class Jobs:
         """The job's log from its first line to its last, in pieces, across lost connections.
 
         Raises:
-            RunFailed: the cluster is gone for `PATIENCE_SECONDS`.
+            RunFailed: the cluster is gone for `PATIENCE_SECONDS`, or does not know the job any more.
         """
         shown = 0
         while True:
@@ -133,7 +136,7 @@ class Jobs:
         """Wait for the job's end; the exit code of its `tokenmill run`.
 
         Raises:
-            RunFailed: the cluster is gone for `PATIENCE_SECONDS`.
+            RunFailed: the cluster is gone for `PATIENCE_SECONDS`, or does not know the job any more.
         """
         while not self.status(job).is_terminal():
             time.sleep(WAIT_SECONDS)
@@ -161,6 +164,11 @@ class Jobs:
             raise RunFailed(
                 f"{self._address} has not answered for {PATIENCE_SECONDS:.0f} s; if the job is still at work, the same "
                 "command follows it, else resumes it"
+            ) from error
+        except RuntimeError as error:
+            raise RunFailed(
+                f"{self._address} does not know the job {job} any more: {error}; the same command sends it again, and "
+                "it resumes"
             ) from error
 
     def _attempts(self, name: str) -> list[JobDetails]:

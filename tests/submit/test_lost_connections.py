@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import ray
 from aiohttp import web
 
-from pipeline.errors import RunFailed
+from pipeline.errors import RunFailed, UsageError
 from pipeline.submit import ray_jobs
 from pipeline.submit.ray_jobs import Jobs
 
@@ -79,6 +80,7 @@ def dashboard(tails: list[Answer], infos: list[Answer]) -> Iterator[str]:
     app.router.add_get("/api/version", version)
     app.router.add_get("/api/jobs/job/logs/tail", tail)
     app.router.add_get("/api/jobs/job", info)
+    app.router.add_get("/api/jobs/", info)
 
     async def serve() -> None:
         runner = web.AppRunner(app)
@@ -136,5 +138,11 @@ def test_cluster_that_does_not_come_back(lost: Answer, monkeypatch: pytest.Monke
 
 
 def test_job_that_the_cluster_does_not_know() -> None:
-    with dashboard([refused(404)], [refused(404)]) as url, pytest.raises(RuntimeError, match="status code 404"):
+    with dashboard([refused(404)], [refused(404)]) as url, pytest.raises(RunFailed, match="not know the job job"):
         shown(Jobs(url))
+
+
+@pytest.mark.parametrize("lost", [cut, refused(502)], ids=["cut", "502"])
+def test_jobs_that_cannot_be_listed(lost: Answer, tmp_path: Path) -> None:
+    with dashboard([lost], [lost]) as url, pytest.raises(UsageError, match="does not say which jobs it has"):
+        Jobs(url).send(tmp_path, "job", {})
