@@ -35,6 +35,8 @@ CHUNK_BYTES = 1 << 20
 BATCH_ROWS = 1024  # 4 M tokens at 4,096 a row
 MAX_REJECTS_BYTES = 1 << 30  # a damaged footer must not ask for all memory
 RESTORE = "restore the object"
+ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")  # a frame, or one to be skipped: pzstd begins so
+GNU = b"ustar  \0"  # where a ustar header has its magic and version
 
 COLUMNS = {
     "key": pa.string(),
@@ -294,7 +296,7 @@ def _keys(read: Callable[[int], bytes]) -> Iterator[str]:
     last = None
     while (member := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined]  # else it keeps every member it has seen
-        key = _key(member.name) if member.isreg() else None
+        key = _key(_name(member, source.last)) if member.isreg() else None
         if key is not None and key != last:
             yield key.encode(errors="surrogateescape").decode(errors="backslashreplace")
             last = key
@@ -304,6 +306,17 @@ def _keys(read: Callable[[int], bytes]) -> Iterator[str]:
             ShardFault.TRAILING_DATA,
             f"byte {archive.offset:,} of the tar begins neither a whole header nor the end of the archive; {RESTORE}",
         )
+
+
+def _name(member: tarfile.TarInfo, header: bytes) -> str:
+    """The name of a member whose header was just read.
+
+    Where ustar has the folders of a long name, GNU tar keeps times (`--incremental`); `tarfile` takes them for folders.
+    """
+    name, times = (
+        field.partition(b"\0")[0].decode(errors="surrogateescape") for field in (header[:100], header[345:500])
+    )
+    return name if header[257:265] == GNU and member.name == f"{times}/{name}" else member.name
 
 
 def _key(name: str) -> str | None:
@@ -324,7 +337,7 @@ def _decompressed(stream: ByteStream) -> Any:
     magic = raw.peek(4)
     if magic.startswith(b"\x1f\x8b"):
         return gzip.GzipFile(fileobj=raw)
-    if magic.startswith(b"\x28\xb5\x2f\xfd"):
+    if ZSTD.match(magic):
         return pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
     return raw
 

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,12 @@ def zstd(data: bytes) -> bytes:
     with pa.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(data)
     return sink.getvalue().to_pybytes()
+
+
+def pzstd(data: bytes) -> bytes:
+    """As parallel compressors write it: before each frame one to be skipped, with the frame's length."""
+    frame = zstd(data)
+    return b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + len(frame).to_bytes(4, "little") + frame
 
 
 @pytest.fixture
@@ -71,6 +78,21 @@ def test_keys_as_webdataset_groups_them(keys_of: Callable[[bytes], list[str]], n
     assert keys_of(data) == [sample["__key__"] for sample in group_by_keys(stream)]
 
 
+@pytest.mark.parametrize("options", [[], ["--incremental"]], ids=["plain", "with times"])
+def test_archives_of_gnu_tar(keys_of: Callable[[bytes], list[str]], tmp_path: Path, options: list[str]) -> None:
+    keys = ["1" * 11 + "/" + "y" * 150, "a", "folder/b", "folder/" + "x" * 89, "folder/" + "x" * 90, "ü"]
+    for key in keys:
+        (tmp_path / f"{key}.jpg").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{key}.jpg").write_bytes(b"abc")
+    command = ["tar", "--format=gnu", *options, "-cf", "-", *(f"{key}.jpg" for key in keys)]
+    data = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True).stdout
+    times = data.index(b"a.jpg\0") + 345
+    assert (data[times] > 0) == bool(options), "they are where ustar has the folders of a name"
+    assert keys_of(data) == keys
+    with pytest.raises(ShardError):  # the checksum is over the times as well
+        keys_of(data[:times] + bytes([data[times] ^ 1]) + data[times + 1 :])
+
+
 def test_names_that_are_not_utf8(keys_of: Callable[[bytes], list[str]]) -> None:
     assert keys_of(tar(["a\udcff.jpg"], tarfile.GNU_FORMAT)) == ["a\\xff"]
 
@@ -86,7 +108,7 @@ def test_links_and_folders_are_no_members(keys_of: Callable[[bytes], list[str]])
 
 
 @pytest.mark.parametrize("parts", [1, 2], ids=["whole", "in two frames"])
-@pytest.mark.parametrize("compress", [gzip.compress, zstd])
+@pytest.mark.parametrize("compress", [gzip.compress, zstd, pzstd])
 def test_compressed(keys_of: Callable[[bytes], list[str]], compress: Callable[[bytes], bytes], parts: int) -> None:
     data = tar(PLAIN)
     half = len(data) // parts
