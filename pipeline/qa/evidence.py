@@ -7,7 +7,8 @@ Columns and fields that came later (features, `weight_files`) may be absent.
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ from pipeline.urls import join
 QA_SCHEMA_VERSION = 1
 QA_FOOTER_KEY = b"tokenmill-qa"
 BASELINE_PARTS = 1000  # so many parts' means say enough of a run
+MAX_CODES = 1 << 24  # a damaged footer must not ask for all memory
+
+# What damaged evidence makes its reader raise: bytes that are no Parquet, no UTF-8, no base64, or another document.
+DAMAGE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError)
+
 NULLABLE = ("lpips", "original_features", "reconstruction_features")
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -110,17 +116,24 @@ class QaReport:
 
     @classmethod
     def from_json(cls, data: bytes) -> "QaReport":
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote, the histogram too.
 
         Raises:
-            ValueError: of a schema that this version does not know.
+            ValueError, OSError, ...: any of `DAMAGE`; it is no report, or of a schema that this version does not know.
         """
         document = json.loads(data)
         if document.pop("schema", None) != QA_SCHEMA_VERSION:
             raise ValueError(f"the schema of QA evidence must be {QA_SCHEMA_VERSION}")
         del document["histogram_bytes"], document["stages"]
         counts, packed = Counts(**document.pop("counts")), base64.b64decode(document.pop("histogram"))
-        return cls(counts=counts, packed=packed, **document)
+        report = cls(counts=counts, packed=packed, **document)
+        if not 0 < report.codebook_size <= MAX_CODES:
+            raise ValueError(f"codebook_size must be in [1, {MAX_CODES}], got {report.codebook_size}")
+        if len(report.histogram) != report.codebook_size:
+            raise ValueError(f"the histogram must have {report.codebook_size} codes, got {len(report.histogram)}")
+        if not {"id", "url"} <= report.shard.keys():
+            raise ValueError(f"the shard must have id and url, got {', '.join(report.shard)}")
+        return report
 
 
 def pack(histogram: npt.NDArray[Any]) -> bytes:
@@ -202,10 +215,10 @@ def read_evidence(storage: Storage, url: str) -> Evidence:
         NotFound: there is none.
         ValueError: it is damaged, or of a schema that this version does not know.
     """
-    with storage.open_random(url) as file:
+    with storage.open_random(url) as file, _whole(url):
         table = pq.read_table(file)
-    report = _report(table.schema.metadata, url)
-    return Evidence(report, [SampleEvidence(**row) for row in table.to_pylist()])
+        report = QaReport.from_json((table.schema.metadata or {})[QA_FOOTER_KEY])
+        return Evidence(report, [SampleEvidence(**row) for row in table.to_pylist()])
 
 
 def read_report(storage: Storage, url: str) -> QaReport:
@@ -215,30 +228,41 @@ def read_report(storage: Storage, url: str) -> QaReport:
         NotFound: there is none.
         ValueError: it is damaged, or of a schema that this version does not know.
     """
-    with storage.open_random(url) as file:
-        return _report(pq.read_metadata(file).metadata, url)
+    with storage.open_random(url) as file, _whole(url):
+        return QaReport.from_json((pq.read_metadata(file).metadata or {})[QA_FOOTER_KEY])
 
 
 def mean_psnr(storage: Storage, output: str) -> float:
     """The mean PSNR of an earlier run: from its summary, else from the evidence of its parts (dB).
 
+    What is damaged of it counts for nothing.
+
     Raises:
         UsageError: `output` has neither.
     """
+
+    def psnr(url: str) -> float | None:
+        try:
+            return read_report(storage, url).psnr
+        except ValueError:
+            return None
+
     try:
         summary = json.loads(storage.read(join(output, "summary.json")))
         return float(summary["qa"]["psnr"])
-    except (NotFound, KeyError, TypeError):
+    except (NotFound, KeyError, TypeError, ValueError):
         blobs = storage.list_folder(join(output, "qa"), ".parquet")
     some = blobs[:: -(-len(blobs) // BASELINE_PARTS)] if blobs else []
-    found = [psnr for blob in some if (psnr := read_report(storage, blob.url).psnr) is not None]
+    found = [mean for blob in some if (mean := psnr(blob.url)) is not None]
     if not found:
         raise UsageError(f"qa.baseline must be an OUTPUT with QA evidence, got {output}, which has none")
     return float(np.mean(found))
 
 
-def _report(metadata: Mapping[bytes, bytes] | None, url: str) -> QaReport:
+@contextmanager
+def _whole(url: str) -> Iterator[None]:
+    """What damage makes the block raise is a ValueError after it."""
     try:
-        return QaReport.from_json((metadata or {})[QA_FOOTER_KEY])
-    except (KeyError, TypeError, ValueError) as error:
+        yield
+    except DAMAGE as error:
         raise ValueError(f"{url}: no QA evidence of Tokenmill ({type(error).__name__}: {error})") from error

@@ -1,5 +1,6 @@
 """The gates of a run go on from the evidence that is there."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from pipeline.errors import UsageError
 from pipeline.qa import history
 from pipeline.qa.config import QaConfig
-from pipeline.qa.evidence import Evidence, evidence_url, publish_evidence
+from pipeline.qa.evidence import Evidence, evidence_url, mean_psnr, publish_evidence
 from pipeline.qa.gates import RUN, Gate
 from pipeline.qa.history import gates_of
 from pipeline.shards.manifest import shard_id
@@ -43,6 +44,23 @@ def test_evidence_that_is_missing_or_damaged_is_no_obstacle(tmp_path: Path) -> N
     assert gates_of(Storage(), str(tmp_path / "out"), QaConfig(samples_per_shard=0), names, None).judged == 0
 
 
+def test_no_damage_to_evidence_ends_a_run(tmp_path: Path) -> None:
+    """Wherever a bit is flipped or the file is cut: it is no evidence, or the gates can judge what it says."""
+    output, lots = str(tmp_path / "out"), random.Random(0)
+    [name] = leave(tmp_path / "out", 1, histogram=range(64))
+    path = tmp_path / "out" / "qa" / f"{name}.parquet"
+    good = path.read_bytes()
+    footer = len(good) - 8 - int.from_bytes(good[-8:-4], "little")
+    damaged = [good[:at] for at in range(0, len(good), 19)] + [good[:footer] + bytes(100) + good[footer + 100 :]]
+    flips = [(at, 1 << lots.randrange(8)) for at in range(footer, len(good), 2)]
+    damaged += [good[:at] + bytes([good[at] ^ bit]) + good[at + 1 :] for at, bit in flips]
+    judged = 0
+    for data in damaged:
+        path.write_bytes(data)
+        judged += gates_of(Storage(), output, QaConfig(), [name], None).judged
+    assert 0 < judged < len(damaged) / 2
+
+
 def test_of_many_parts_some_are_read_and_the_accused_always(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names, read = sorted(leave(tmp_path / "out", 9)), []
     monkeypatch.setattr(history, "READ_AT_MOST", 3)
@@ -61,3 +79,11 @@ def test_run_is_held_against_its_baseline(tmp_path: Path) -> None:
     assert (finding.gate, finding.where, finding.value) == (Gate.PSNR_DROP, RUN, pytest.approx(2.0))
     with pytest.raises(UsageError, match=r"qa\.baseline must be an OUTPUT with QA evidence"):
         gates_of(Storage(), str(tmp_path / "out"), QaConfig(baseline=str(tmp_path / "none")), [], None)
+
+
+def test_baseline_with_damaged_files(tmp_path: Path) -> None:
+    names = leave(tmp_path / "earlier", 3, psnr=26.0)
+    for name in names[:2]:
+        (tmp_path / "earlier" / "qa" / f"{name}.parquet").write_bytes(b"PAR1 not really")
+    (tmp_path / "earlier" / "summary.json").write_bytes(b'{"qa": {"ps')
+    assert mean_psnr(Storage(), str(tmp_path / "earlier")) == 26.0

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from pipeline.errors import TokenmillError
-from pipeline.qa.evidence import evidence_url
-from pipeline.qa.report.records import DAMAGE, ShardRecord, weight_files
+from pipeline.qa.evidence import DAMAGE, evidence_url
+from pipeline.qa.report.records import ShardRecord, weight_files
 from pipeline.storage import Storage
 
 ADVISED_IMAGES = 10_000  # what the authors advise at least

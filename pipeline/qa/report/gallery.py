@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import TokenmillError
+from pipeline.qa.evidence import DAMAGE
 from pipeline.qa.report.pairs import pairs
-from pipeline.qa.report.records import DAMAGE, Sample, read_pictures
+from pipeline.qa.report.records import Sample, read_pictures
 from pipeline.qa.report.run import Run
 from pipeline.storage import Storage
 from pipeline.urls import join

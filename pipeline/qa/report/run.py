@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import TokenmillError, UsageError
 from pipeline.output import Output
+from pipeline.qa.evidence import DAMAGE
 from pipeline.qa.report.frechet import Rfid, read_rfid
-from pipeline.qa.report.records import DAMAGE, ShardRecord, read_record
+from pipeline.qa.report.records import ShardRecord, read_record
 from pipeline.qa.report.throughput import Throughput, read_throughput
 from pipeline.shards.manifest import shard_id
 from pipeline.storage import Blob, Storage
