@@ -2,7 +2,7 @@
 
 Used for careful attempts alone, at shards that took an actor's process with them. The child is a plain interpreter
 that answers over a pipe; when it dies, hangs or runs out of memory, the sample becomes a reject (`decode`, `crashed`)
-and the next one gets a new child.
+and the next one gets a new child. What a child needs for itself it has loaded before it takes the first sample.
 """
 
 import ctypes
@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from contextlib import closing
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from pipeline.errors import Filtered, Reject, Stage
-from pipeline.images import Draw, ImageConfig, Prepared, configure_pillow, find_image, prepare_wanted
+from pipeline.images import Draw, ImageConfig, Prepared, configure_pillow, find_image, prepare_wanted, resampler
 from pipeline.select import SelectConfig
 
 CRASHED = "crashed"
@@ -52,7 +53,7 @@ class IsolatedDecoder:
     Args:
         image, seed, select: see `prepare_sample`.
         seconds: a sample that takes longer is rejected.
-        memory_bytes: address space of the child.
+        memory_bytes: address space that the child may take on top of what it starts with.
 
     Raises:
         OSError: on a call, if no child can be started; no sample is blamed for that.
@@ -89,6 +90,7 @@ class IsolatedDecoder:
             self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()])  # noqa: S603 - our own module
         self._pipe = ours
         try:
+            ours.send(self._how[0].decode)
             ready = ours.poll(START_SECONDS) and ours.recv() == READY
         except (EOFError, OSError):
             ready = False
@@ -118,12 +120,14 @@ class IsolatedDecoder:
 
 def main(handle: int, memory_bytes: int) -> None:
     """The child: answer until the other side closes the pipe."""
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's business
     _die_with_parent()
     configure_pillow()
     pipe = Connection(handle)
+    resampler(pipe.recv())  # with it comes torch, if the mode needs it
+    most = _address_space() + memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     pipe.send(READY)
     while True:
         try:
@@ -131,6 +135,11 @@ def main(handle: int, memory_bytes: int) -> None:
         except EOFError:
             return
         pipe.send(prepare_sample(*sample))
+
+
+def _address_space() -> int:
+    """What this process takes now (bytes)."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def _die_with_parent() -> None:

@@ -27,7 +27,7 @@ class LimitsConfig(BaseModel):
         60.0, gt=0, description="in careful attempts: a sample that decodes longer is rejected as crashed (seconds)"
     )
     sample_bytes: int = Field(
-        4 << 30, gt=0, description="in careful attempts: memory of the process that decodes a sample (bytes)"
+        4 << 30, gt=0, description="in careful attempts: memory that decoding a sample may take (bytes)"
     )
     speculate_factor: float = Field(
         2.0, ge=0, description="idle actors repeat shards that take so many times the usual pace; 0 is never"

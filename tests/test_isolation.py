@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.errors import Filtered, Reject
 from pipeline.images import ImageConfig, Prepared
+from pipeline.images.catalogue import DecodeMode
 from pipeline.isolation import IsolatedDecoder, prepare_sample
 from pipeline.select import SelectConfig
 from tests.support.corpora import sample
@@ -54,6 +55,17 @@ def test_pixels_are_those_of_this_process() -> None:
     assert not psutil.pid_exists(child.pid), "the child ends with its decoder"
 
 
+@pytest.mark.parametrize("mode", ["exact", "tensor", "fast"])
+def test_libraries_of_the_child_take_nothing_of_the_samples_memory(mode: DecodeMode) -> None:
+    image = ImageConfig(size=32, decode=mode)
+    decoder = IsolatedDecoder(image, 0, SelectConfig(), seconds=30.0, memory_bytes=128 << 20)
+    isolated, here = decoder("k", sample(0, 0)), prepare_sample("k", sample(0, 0), image)
+    decoder.close()
+    assert isinstance(isolated, Prepared), isolated
+    assert isinstance(here, Prepared)
+    assert (isolated.views[0].pixels == here.views[0].pixels).all()
+
+
 @pytest.mark.parametrize(
     ("kind", "reason", "says"),
     [
@@ -86,3 +98,11 @@ def test_child_that_cannot_start_blames_no_sample(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(OSError, match="does not start"):
         IsolatedDecoder(IMAGE, 0, SelectConfig(), seconds=3.0, memory_bytes=4 << 30)("k", sample(0, 0))
+
+
+def test_child_that_lacks_torch_blames_no_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('failed to map segment from shared object')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parent.parent}")
+    decoder = IsolatedDecoder(ImageConfig(size=32, decode="tensor"), 0, SelectConfig(), 3.0, 4 << 30)
+    with pytest.raises(OSError, match="does not start"):
+        decoder("k", sample(0, 0))
