@@ -185,6 +185,8 @@ class Driver:
         return self._stop.now or over or not self._schedule.count(State.RUNNING)
 
     def _check_health(self) -> None:
+        if self._schedule.pausing(self._now()):
+            self._monitor.touch()  # nothing is meant to move
         idle, limits, placement = self._monitor.idle_seconds, self._config.limits, self.fleet.placement
         if idle > 2 * limits.stall_seconds:  # a stalled attempt ends after once that time, and its end counts as a move
             raise RunFailed(

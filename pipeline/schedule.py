@@ -202,6 +202,11 @@ class Schedule:
         """Whether every shard is in a final state."""
         return self._tally[State.WAITING] == self._tally[State.RUNNING] == 0
 
+    def pausing(self, now: float) -> bool:
+        """Whether all that is left to do waits for the end of its pause."""
+        running, waiting = self._tally[State.RUNNING], self._tally[State.WAITING]
+        return not running and 0 < waiting == len(self._later) and self._later[0][0] > now
+
     def quarantined(self) -> dict[str, Failure]:
         """The shards given up, each with its last failure."""
         return {

@@ -72,6 +72,22 @@ def test_backoff_before_the_next_attempt() -> None:
     assert take(plan, "a", 1.0).attempt == 2
 
 
+def test_pausing_only_while_all_that_is_left_waits_for_its_pause() -> None:
+    plan = schedule(10, 20)
+    take(plan, "a")
+    assert not plan.pausing(0.0), "one runs, one waits for an actor"
+    plan.failed("s1", 1, BAD, now=0.0)
+    assert not plan.pausing(0.0), "one waits for an actor"
+    take(plan, "a")
+    assert not plan.pausing(0.0), "one runs"
+    plan.done("s0", 1, 0.0)
+    assert plan.pausing(0.4)
+    assert not plan.pausing(1.0), "the pause is over, and no actor asks"
+    take(plan, "a", 1.0)
+    plan.done("s1", 2, 2.0)
+    assert not plan.pausing(2.0), "nothing is left"
+
+
 @pytest.mark.parametrize("late", ["done", "failed"])
 def test_stale_reports_change_nothing(late: str) -> None:
     plan = schedule(1)

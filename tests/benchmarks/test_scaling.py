@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.limits import LimitsConfig
 from tests.benchmarks.scaling.picture import picture
 from tests.benchmarks.scaling.simulate import Figures, simulate
 from tests.benchmarks.scaling.site import DriverCosts, Rates, Site, Times
@@ -39,6 +40,15 @@ def test_faults_cost_time_and_no_shard() -> None:
     assert found.lost > 0
     assert found.attempts > 320
     assert found.efficiency < simulate(SMALL).efficiency
+
+
+def test_long_pauses_are_no_silence() -> None:
+    pause, limits = 2000.0, LimitsConfig()
+    assert pause / 2 > 2 * limits.stall_seconds
+    settings = [f"limits.backoff_seconds={pause}", f"limits.max_backoff_seconds={pause}"]
+    found = simulate(replace(SMALL, rates=replace(CALM, failures=0.01)), settings=settings)
+    assert found.committed == 320
+    assert found.hours * 3600 > pause / 2, "at the end all that was left waited for its pause"
 
 
 def hours(site: Site, **choices: bool) -> float:

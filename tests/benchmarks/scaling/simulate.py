@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
@@ -51,14 +52,16 @@ class Figures:
     seconds: float
 
 
-def simulate(site: Site, *, speculation: bool = True, largest_first: bool = True) -> Figures:
-    """Run the real driver and schedule over a simulated site."""
+def simulate(
+    site: Site, *, speculation: bool = True, largest_first: bool = True, settings: Iterable[str] = ()
+) -> Figures:
+    """Run the real driver and schedule over a simulated site; `settings` are of the job, as `--set` has them."""
     began = time.perf_counter()
     lot = Lot(site)
     images = {f"{number:06d}": lot.images() for number in range(site.shards)}
     shards = [Shard(name, f"sim/{name}.tar", count * site.image_bytes, None) for name, count in images.items()]
     with TemporaryDirectory() as folder:
-        config = _config(folder, speculation=speculation)
+        config = _config(folder, [f"limits.speculate_factor={2.0 if speculation else 0}", *settings])
         world = World(config, site, images)
         todo = Todo(shards, {shard.id: shard for shard in shards}, shards, {}, set(), [])
         sizes = [(shard.id, shard.size or 0) for shard in shards]
@@ -88,7 +91,6 @@ def simulate(site: Site, *, speculation: bool = True, largest_first: bool = True
     )
 
 
-def _config(folder: str, *, speculation: bool) -> JobConfig:
-    settings = [f"limits.speculate_factor={2.0 if speculation else 0}"]
+def _config(folder: str, settings: list[str]) -> JobConfig:
     flags = {"shards": ["sim"], "model": "sim", "output": folder}
     return resolve(settings=settings, flags=flags, environment={})
