@@ -55,7 +55,7 @@ class Attempt:
     """One try at a shard, seen from outside: whether it moves, and how to stop it.
 
     Attributes:
-        moved: grows with every read, sample and batch; only its change means anything.
+        moved: grows with every read, sample, batch and piece of an upload; only its change means anything.
         decoding: samples out of the tar, not yet taken from the decode pool.
         encoding: views out of the decode pool, not yet tokens.
         stop: set it, and the attempt ends at its next step.
@@ -65,13 +65,17 @@ class Attempt:
         self.moved = self.decoding = self.encoding = 0
         self.stop = threading.Event()
 
+    def touch(self) -> None:
+        """Something moved, where it would not do to end the attempt."""
+        self.moved += 1
+
     def step(self) -> None:
         """Something moved.
 
         Raises:
             Cancelled: the attempt is no longer wanted.
         """
-        self.moved += 1
+        self.touch()
         if self.stop.is_set():
             raise Cancelled("another attempt committed this shard")
 

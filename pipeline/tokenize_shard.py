@@ -70,7 +70,7 @@ def tokenize_shard(
         footer = _draft(path, shard, line, accounts, attempt, sampler, waited)
         supply = Supply(feed is not None, footer.counts.rows, waited.seconds, time.perf_counter() - begun)
         attempt.step()
-        qa = _inspected(path, footer, line, sampler) if sampler else None
+        qa = _inspected(path, footer, line, attempt, sampler) if sampler else None
         attempt.step()  # the store may now use up the time that it has for one request
         outcome = _published(path, footer, line, attempt, replace=replace)
     return ShardReport(footer.counts, outcome, frozenset(accounts.filled), qa, supply, line.meter.read())
@@ -107,21 +107,21 @@ def _draft(
     return footer
 
 
-def _inspected(path: Path, footer: PartFooter, line: Line, sampler: Sampler) -> QaReport:
+def _inspected(path: Path, footer: PartFooter, line: Line, attempt: Attempt, sampler: Sampler) -> QaReport:
     """Look at the draft, and leave the evidence in OUTPUT: before the part, so that no part is without."""
     with line.meter.busy(Part.INSPECT):
         evidence = inspect_shard(path, footer, sampler, line.engine, line.networks)
     with line.meter.busy(Part.PUBLISH):
-        publish_evidence(line.storage, line.output.url, evidence, path.parent)
+        publish_evidence(line.storage.watched(attempt.touch), line.output.url, evidence, path.parent)
     return evidence.report
 
 
 def _published(path: Path, footer: PartFooter, line: Line, attempt: Attempt, *, replace: bool) -> Outcome:
     """Put the part under its name."""
-    url = join(line.output.url, "tokens", path.name)
+    url, storage = join(line.output.url, "tokens", path.name), line.storage.watched(attempt.touch)
     with line.meter.busy(Part.PUBLISH):
         if replace:
-            line.storage.put(url, path)
+            storage.put(url, path)
             return Outcome.DONE
         overwrite = line.output.allow_overwrite_commit
-        return commit(line.storage, path, url, footer, overwrite=overwrite, on_doubt=attempt.step)
+        return commit(storage, path, url, footer, overwrite=overwrite, on_doubt=attempt.step)

@@ -1,5 +1,6 @@
 """One shard from URL to published part, without Ray."""
 
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,32 @@ def test_each_request_of_a_commit_is_a_sign_of_life(tmp_path: Path, corpus: Path
     assert len(moved) == 2
     assert moved[0] < moved[1] <= written
     assert not list(tmp_path.glob("tokens/*"))
+
+
+@pytest.mark.system
+@pytest.mark.usefixtures("s3")
+@pytest.mark.parametrize("replace", [False, True])
+def test_attempt_moves_while_the_store_takes_its_files(corpus: Path, tiny_model: Path, *, replace: bool) -> None:
+    attempt, moved = Attempt(), dict[str, int]()
+
+    class Looking(Storage):
+        def create(self, url: str, source: Path) -> None:
+            attempt.stop.set()  # which is too late: a file that is on its way gets there
+            before = attempt.moved
+            super().create(url, source)
+            moved[url] = attempt.moved - before
+
+        def put(self, url: str, source: Path) -> None:
+            before = attempt.moved
+            super().put(url, source)
+            moved[url] = attempt.moved - before
+
+    output = f"s3://tests/{uuid.uuid4().hex}"
+    with production_line(tiny_model, output, storage=Looking()) as line:
+        shard = shard_of(corpus / "00000.tar")
+        assert tokenize_shard(shard, line, attempt, replace=replace).outcome is Outcome.DONE
+    assert moved.keys() == {f"{output}/{folder}/{shard.id}.parquet" for folder in ("qa", "tokens")}
+    assert all(moved.values())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Object stores through fsspec, which this is the only file to import. Every client sends each request once."""
 
+import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -29,10 +30,15 @@ _renewed: dict[Any, float] = {}  # client -> when its credentials were forgotten
 
 
 class ObjectStore:
-    """A `Store` of S3, GCS, Azure, the Hugging Face Hub, or read-only http."""
+    """A `Store` of S3, GCS, Azure, the Hugging Face Hub, or read-only http.
 
-    def __init__(self, config: StorageConfig) -> None:
-        self._config = config
+    Args:
+        config: how to reach it.
+        moved: called when the store has taken some more of a file.
+    """
+
+    def __init__(self, config: StorageConfig, moved: Callable[[], object] = lambda: None) -> None:
+        self._config, self._moved = config, moved
 
     def stat(self, url: str) -> Blob:
         fs, path = self._locate(url)
@@ -108,7 +114,9 @@ class ObjectStore:
         fs, bucket, key = self._s3_key(url)
         part = {"Bucket": bucket, "Key": key, "UploadId": upload, "PartNumber": number}
         with self._patience(url, len(data)) as seconds:
-            return str(fs.call_s3("upload_part", Body=data, **part, timeout=seconds)["ETag"])
+            tag = str(fs.call_s3("upload_part", Body=data, **part, timeout=seconds)["ETag"])
+        self._moved()
+        return tag
 
     def complete(self, url: str, upload: str, tags: list[str], *, if_absent: bool) -> None:
         fs, bucket, key = self._s3_key(url)
@@ -135,10 +143,12 @@ class ObjectStore:
             if "s3" in fs.protocol:
                 bucket, key, _ = fs.split_path(path)
                 place = {"Bucket": bucket, "Key": key, **_condition(if_absent)}
-                with open(source, "rb") as body:
+                with _Watched(source, self._moved) as body:
                     fs.call_s3("put_object", Body=body, **place, timeout=seconds)
             else:
-                fs.put_file(str(source), path, mode="create" if if_absent else "overwrite", timeout=seconds)
+                mode = "create" if if_absent else "overwrite"
+                watch = fsspec.callbacks.Callback(hooks={"moved": lambda *_: self._moved()})
+                fs.put_file(str(source), path, mode=mode, callback=watch, timeout=seconds)
 
     @contextmanager
     def _patience(self, url: str, size: int) -> Iterator[float]:
@@ -178,6 +188,18 @@ class ObjectStore:
         if scheme_of(url) in HTTP_SCHEMES:
             raise UsageError(f"{redact(url)}: http has no folders and no patterns; name each object, or give an @list")
         return self._locate(url)
+
+
+class _Watched(io.BufferedReader):
+    """A file that calls `moved` when more of it is asked for: what was read before is on its way."""
+
+    def __init__(self, path: Path, moved: Callable[[], object]) -> None:
+        super().__init__(io.FileIO(path))
+        self._moved = moved
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._moved()
+        return super().read(size)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from copy import copy
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,16 @@ class Storage:
 
     def __init__(self, config: StorageConfig | None = None) -> None:
         self.config = config or StorageConfig()
+        self._moved: Callable[[], object] = _nothing
+
+    def watched(self, moved: Callable[[], object]) -> "Storage":
+        """The same storage, which calls `moved` when a remote store has taken some more of a file, from any thread.
+
+        What it raises would break the upload. The Hugging Face Hub tells nothing, nor does a local disk.
+        """
+        watched = copy(self)
+        watched._moved = moved
+        return watched
 
     def stat(self, url: str) -> Blob:
         """Size and ETag of one object.
@@ -213,13 +224,13 @@ class Storage:
 
     def _send_in_parts(self, url: str, source: Path, *, if_absent: bool) -> None:
         call = partial(self._persistence(url, self._budget(source.stat().st_size)).call, url)
-        multipart.send(ObjectStore(self.config), call, url, source, if_absent=if_absent)
+        multipart.send(ObjectStore(self.config, self._moved), call, url, source, if_absent=if_absent)
 
     def _call(
         self, url: str, action: Callable[[Store], T], budget: Budget | None = None, cancelled: Event | None = None
     ) -> T:
         """Do something with the store of `url`, with the one retry policy for transport errors of remote stores."""
-        store: Store = LocalDisk() if scheme_of(url) == "file" else ObjectStore(self.config)
+        store: Store = LocalDisk() if scheme_of(url) == "file" else ObjectStore(self.config, self._moved)
         return self._persistence(url, budget, cancelled).call(url, lambda: action(store))
 
     def _persistence(self, url: str, budget: Budget | None = None, cancelled: Event | None = None) -> Persistence:
@@ -234,6 +245,10 @@ class Storage:
 
     def _budget(self, size: int) -> Budget:
         return Budget.of_size(self.config.retry_seconds, size)
+
+
+def _nothing() -> None:
+    """What an upload calls that nobody watches."""
 
 
 def _place(url: str, config: StorageConfig) -> str:

@@ -180,6 +180,19 @@ def test_large_file_and_another(storage: Storage, folder: str, tmp_path: Path) -
     assert names(storage.list_folder(folder)) == ["a.parquet"]
 
 
+@pytest.mark.parametrize("place", STORES[1:], indirect=True)
+@pytest.mark.filterwarnings("ignore:Sending a large body directly")
+def test_upload_is_felt_while_it_goes_on(storage: Storage, folder: str, tmp_path: Path) -> None:
+    """A slow one must not pass for a stall: at most one part goes by between two signs of life."""
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 2 * multipart.PART_BYTES + 1)
+    ways = [Storage.put, Storage.create]
+    for number, way in enumerate([*ways, Storage.create_in_parts] if folder.startswith("s3:") else ways):
+        moves: list[str] = []
+        way(storage.watched(lambda moves=moves: moves.append("some more")), f"{folder}/{number}", tmp_path / "large")
+        assert len(moves) >= 3
+
+
 @pytest.mark.parametrize("place", ["local", "azurite", "gcs"], indirect=True)
 @pytest.mark.filterwarnings("ignore:Sending a large body directly")
 @pytest.mark.usefixtures("small_parts")
