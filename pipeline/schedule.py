@@ -134,8 +134,7 @@ class Schedule:
         self._actors: dict[str, _Load] = {}
         self._emptying: str | None = None  # the actor that takes nothing more until it can take a suspect alone
         self._paces: deque[float] = deque(maxlen=PACES_KEPT)  # seconds per byte
-        self._overdue: list[str] = []  # as of the last look
-        self._looked = float("-inf")
+        self._looked, self._overdue = float("-inf"), list[str]()  # as of the last look
         self._quickest = float("inf")  # seconds: what even the smallest shard takes
         self._tally = dict.fromkeys(State, 0) | {State.WAITING: len(self._entries)}
 
@@ -209,11 +208,8 @@ class Schedule:
 
     def quarantined(self) -> dict[str, Failure]:
         """The shards given up, each with its last failure."""
-        return {
-            shard: entry.last
-            for shard, entry in self._entries.items()
-            if entry.state is State.QUARANTINED and entry.last is not None
-        }
+        given_up = ((shard, entry.last) for shard, entry in self._entries.items() if entry.state is State.QUARANTINED)
+        return {shard: last for shard, last in given_up if last is not None}
 
     def running(self) -> dict[str, dict[int, str]]:
         """The running shards: id -> {attempt: actor}."""
