@@ -91,7 +91,10 @@ def sweep(engine: Engine, images: Images, batch_size: int | None, seconds: float
     engine.may_halve(False)  # here memory that is short must show
     while True:
         try:
-            rates[size] = measure_rate(engine, images, size)
+            rate = measure_rate(engine, images, size)
+            if engine.device.type == "cuda":
+                engine.try_beside(images[:1])
+            rates[size] = rate
         except torch.OutOfMemoryError:
             break
         flat = len(rates) > 1 and rates[size] < FLAT * rates[size // 2]

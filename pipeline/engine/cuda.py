@@ -30,6 +30,13 @@ Result = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]
 Work = Callable[[], object]
 
 
+def numbered(device: torch.device) -> torch.device:
+    """A device with its number, CUDA's current one if it has none: `torch.cuda.set_device` takes no other."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 class Gpu:
     """The few things that are asked of CUDA. Tests put a scheduler in its place that delays all it may delay.
 
@@ -220,8 +227,9 @@ class CudaLine:
             try:
                 self._capturing = True
                 replay = gpu.capture(run)
-            except torch.OutOfMemoryError as error:  # a graph keeps its memory, beside what the warm-up needed
-                self._halve(size, error)
+            except torch.OutOfMemoryError:  # a graph keeps its memory, beside what the warm-up needed
+                if not self._halve(size):
+                    raise
             finally:
                 self._capturing = False
             gpu.free_memory()
@@ -234,18 +242,21 @@ class CudaLine:
         if len(batch) <= self._fits:
             try:
                 return self._forward(batch)
-            except torch.OutOfMemoryError as error:
-                if self._capturing:
-                    raise  # `_build` halves, and captures anew
-                self._halve(len(batch), error)
+            except torch.OutOfMemoryError:
+                if self._capturing or not self._halve(len(batch)):  # capturing: `_build` halves, and captures anew
+                    raise
             self._gpu.free_memory()  # not before the error is gone: its frames hold what did not fit
         half = len(batch) // 2
         (first, held), (second, held_too) = self._halving(batch[:half]), self._halving(batch[half:])
         return torch.cat([first, second]), torch.cat([held, held_too])
 
-    def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
-        """From now on batches of `size` are too large; raises the error if they must not, or cannot, be halved."""
+    def _halve(self, size: int) -> bool:
+        """From now on batches of `size` are too large; False if they must not, or cannot, be halved.
+
+        It is not given the error: one that a frame of its own traceback holds would keep what did not fit.
+        """
         size = min(size, self._fits)
         if size == 1 or not self.may_halve:
-            raise error
+            return False
         self._fits = size // 2
+        return True

@@ -19,14 +19,16 @@ from torch import Tensor
 
 from pipeline.encoding import Precision, batch_shapes
 from pipeline.engine.cpu import Pieces, cpu_lanes, images_at_once, in_pieces
-from pipeline.engine.cuda import CudaLine, Gpu, Result, Started
+from pipeline.engine.cuda import CudaLine, Gpu, Result, Started, numbered
 from pipeline.engine.forward import Forward, arithmetic
 from pipeline.errors import ModelError
+from pipeline.kernels import try_kernels
 from pipeline.meter import Meter, Part
 from pipeline.model import Tokenizer, denormalise
 from pipeline.tokens.schema import TokenSpec
 
 CUDA_AT_ONCE = 8
+CUDA_BESIDE = 2  # images that are decoded, or encoded again, at once: the batches' graphs keep their memory meanwhile
 
 Images = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
@@ -101,7 +103,7 @@ class Engine:
                 f"{what} must be a multiple of {model.downsample} for this model (f{model.downsample}), "
                 f"got {multiple or image_size}"
             )
-        self.device = torch.device(device)
+        self.device = numbered(torch.device(device))
         side = 0 if multiple else image_size // model.downsample  # 0 x 0: the grids vary
         self.image_size, self.multiple = image_size, multiple
         self.spec = TokenSpec(model.codebook_size, side, side)
@@ -117,14 +119,17 @@ class Engine:
             self._cuda = CudaLine(gpu, image, (side, side), self.meter, graphs=graphs)
             gpu.synchronize()  # the model came by another stream than the lane's
             self._lanes = ThreadPoolExecutor(1, "device", _enter_lane, (threads, gpu.enter))
-            self._at_once = self.first_batch = CUDA_AT_ONCE
+            self._at_once, self.first_batch = CUDA_BESIDE, CUDA_AT_ONCE
         elif self.device.type == "cuda":
-            self._lanes = ThreadPoolExecutor(1, "device", torch.set_num_threads, (threads,))
+            enter = partial(torch.cuda.set_device, self.device)
+            self._lanes = ThreadPoolExecutor(1, "device", _enter_lane, (threads, enter))
             self._at_once = self.first_batch = CUDA_AT_ONCE
         else:
             self._lanes = cpu_lanes(threads)
             self._at_once = images_at_once(image_size)
             self.first_batch = self._at_once * threads
+        if self.device.type == "cuda":
+            self.lend(partial(try_kernels, self.device))
         self.batch_size = batch_size or self.first_batch
         self.set_precision(precision, compiled=compiled)
 
@@ -188,6 +193,16 @@ class Engine:
         for shape in () if self.multiple else self._shapes:
             self.encode(np.zeros((shape, self.image_size, self.image_size, 3), np.uint8))
 
+    def try_beside(self, images: Images) -> None:
+        """Do what happens beside the batches: images are encoded again in float32, and decoded if the model can.
+
+        Raises:
+            torch.OutOfMemoryError: the batches leave too little of the device's memory.
+        """
+        again = in_pieces(self._lanes, partial(self._piece, self._exact), images, self._at_once).result()[0]
+        if self._model.decodes:
+            self.decode(again)
+
     def close(self) -> None:
         """End the device's lanes."""
         self._lanes.shutdown(wait=True, cancel_futures=True)
@@ -218,7 +233,7 @@ class Engine:
 
     def _decode_all(self, indices: Indices) -> tuple[Tensor, Any]:
         """The images, and on CUDA the event after which they are there."""
-        images = torch.cat([self._decode_piece(piece) for piece in _pieces(indices, self._at_once)])
+        images = torch.cat([self._decode_piece(piece) for piece in _pieces(indices, CUDA_BESIDE)])
         return images, torch.cuda.current_stream(self.device).record_event() if self._cuda else None
 
 

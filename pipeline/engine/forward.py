@@ -32,8 +32,8 @@ class Forward:
     Args:
         model: on its device; it is not changed, and shared but for what a half precision rounds.
         precision: arithmetic of the encoder.
-        compiled: run the encoder through torch.compile, for fixed shapes, whole or not at all. Not its autotuning: two
-            actors that chose different kernels would give parts of different bytes.
+        compiled: run the encoder through torch.compile, for fixed shapes, whole or not at all. Without choosing kernels
+            by measuring them: two actors that chose others would give parts of different bytes.
     """
 
     def __init__(self, model: Tokenizer, precision: Precision, *, compiled: bool = False) -> None:
@@ -43,7 +43,7 @@ class Forward:
         self._latents: Callable[[Tensor], Tensor] = self._model.encode_latents
         if compiled:
             torch._dynamo.config.recompile_limit = COMPILED_SHAPES
-            self._latents = torch.compile(self._latents, dynamic=False, fullgraph=True)
+            self._latents = torch.compile(self._latents, dynamic=False, fullgraph=True, options={"deterministic": True})
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode a batch.

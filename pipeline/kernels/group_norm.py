@@ -146,23 +146,24 @@ def group_norm_fused(
     means, squares = torch.empty(2, images, blocks, channels, dtype=torch.float32, device=x.device)
     scale, shift = torch.empty(2, images, channels, dtype=torch.float32, device=x.device)
     shape = {"block": PIXELS, "tile": tile, "lanes": lanes, "num_warps": WARPS}
-    moments_kernel[images, blocks](x, means, squares, pixels, channels, **shape)
-    merge_kernel[images, groups](
-        means,
-        squares,
-        weight,
-        bias,
-        scale,
-        shift,
-        blocks,
-        pixels,
-        channels,
-        eps,
-        channels // groups,
-        block=PIXELS,
-        parts=triton.next_power_of_2(blocks),
-        lanes=triton.next_power_of_2(channels // groups),
-        num_warps=WARPS,
-    )
-    apply_kernel[images, blocks](x, scale, shift, y, pixels, channels, silu=silu, **shape)
+    with torch.cuda.device_of(x):  # Triton launches on the thread's own device
+        moments_kernel[images, blocks](x, means, squares, pixels, channels, **shape)
+        merge_kernel[images, groups](
+            means,
+            squares,
+            weight,
+            bias,
+            scale,
+            shift,
+            blocks,
+            pixels,
+            channels,
+            eps,
+            channels // groups,
+            block=PIXELS,
+            parts=triton.next_power_of_2(blocks),
+            lanes=triton.next_power_of_2(channels // groups),
+            num_warps=WARPS,
+        )
+        apply_kernel[images, blocks](x, scale, shift, y, pixels, channels, silu=silu, **shape)
     return y

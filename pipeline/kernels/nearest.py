@@ -69,17 +69,18 @@ def nearest_codes_fused(vectors: Tensor, codes: Tensor) -> Tensor:
     if not count:
         return indices
     half_norms = codes.square().sum(dim=1).div_(2)
-    nearest_kernel[(triton.cdiv(count, ROWS),)](
-        vectors,
-        codes.T.contiguous(),
-        half_norms,
-        indices,
-        count,
-        k,
-        dims=dims,
-        rows=ROWS,
-        columns=CODES,
-        unroll=UNROLL,
-        num_warps=WARPS,
-    )
+    with torch.cuda.device_of(vectors):  # Triton launches on the thread's own device
+        nearest_kernel[(triton.cdiv(count, ROWS),)](
+            vectors,
+            codes.T.contiguous(),
+            half_norms,
+            indices,
+            count,
+            k,
+            dims=dims,
+            rows=ROWS,
+            columns=CODES,
+            unroll=UNROLL,
+            num_warps=WARPS,
+        )
     return indices

@@ -8,6 +8,7 @@ Both compute in float32 whatever they are given.
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -88,13 +89,20 @@ class Fsq:
         return (digits * self._places(digits)).sum(dim=1)
 
     def _places(self, like: Tensor) -> Tensor:
-        return self._per_channel([math.prod(self.levels[:i]) for i in range(self.dims)], like)
+        return self._per_channel(tuple(math.prod(self.levels[:i]) for i in range(self.dims)), like)
 
     def _middle(self, like: Tensor) -> Tensor:
-        return self._per_channel([level // 2 for level in self.levels], like)
+        return self._per_channel(tuple(level // 2 for level in self.levels), like)
 
-    def _per_channel(self, values: tuple[int, ...] | list[int], like: Tensor) -> Tensor:
-        return torch.tensor(values, device=like.device).view(1, self.dims, 1, 1)
+    def _per_channel(self, values: tuple[int, ...], like: Tensor) -> Tensor:
+        return _constant(values, like.device).view(1, self.dims, 1, 1)
+
+
+@cache
+def _constant(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """Numbers on a device, brought there once: while a CUDA graph is captured nothing may come from the host."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,12 +92,17 @@ class Sweepable:
 
     device = torch.device("cuda")
     image_size, batch_size, first_batch, halves = 32, 0, 8, True
+    batch_size_tried, room = 0, 1 << 20  # room for QA beside batches of so many images
 
     def set_batch_size(self, size: int) -> None:
         self.batch_size = size
 
     def may_halve(self, allowed: bool) -> None:
         self.halves = allowed
+
+    def try_beside(self, _images: np.ndarray) -> None:
+        if self.batch_size_tried > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 @pytest.mark.parametrize(
@@ -113,6 +118,7 @@ def test_batch_grows_until_throughput_flattens_or_memory_is_short(
 ) -> None:
     def rate(engine: Sweepable, _images: np.ndarray, size: int) -> float:
         assert not engine.halves, "memory that is short must show"
+        engine.batch_size_tried = size
         found = rates[size]
         if found is None:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -122,6 +128,26 @@ def test_batch_grows_until_throughput_flattens_or_memory_is_short(
     engine = Sweepable()
     assert list(sweep(engine, images(1), None)) == tried
     assert (engine.batch_size, engine.halves) == (chosen, True)
+
+
+def test_batch_that_leaves_no_room_for_qa_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rate(engine: Sweepable, _images: np.ndarray, size: int) -> float:
+        engine.batch_size_tried = size
+        return float(size)
+
+    monkeypatch.setattr("pipeline.engine.calibration.measure_rate", rate)
+    engine = Sweepable()
+    engine.room = 16
+    assert list(sweep(engine, images(1), None)) == [8, 16]
+    assert engine.batch_size == 16
+
+
+def test_what_happens_beside_the_batches_is_tried(model: VQModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, decoded = Engine(model, image_size=32), []
+    monkeypatch.setattr(engine, "decode", decoded.append)
+    engine.try_beside(images(2))
+    assert np.array_equal(decoded[0], engine.encode(images(2)))
+    assert engine.overflowed == 0
 
 
 def test_model_that_does_not_fit_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

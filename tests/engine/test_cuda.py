@@ -1,14 +1,17 @@
 """Batches on a CUDA device, with a stand-in for CUDA that delays all it may: whose images, whose indices."""
 
+import gc
 import random
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.engine.cuda import CudaLine, Started
+from pipeline.engine.cuda import CudaLine, Gpu, Started, numbered
 from pipeline.meter import Meter
 from tests.support.slow_gpu import Event, SlowGpu, Stream
 
@@ -148,6 +151,42 @@ def test_memory_that_is_short_shows_in_a_sweep(graphs: bool) -> None:
     made.may_halve = False
     with pytest.raises(torch.OutOfMemoryError):
         made.start(images(BATCH, 0)).result()
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_batch_that_did_not_fit_leaves_nothing_behind(graphs: bool) -> None:
+    """Without the garbage collector: it does not know how short the device's memory is."""
+    held: list[weakref.ref] = []
+
+    def forward(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        activations = batch.float()
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    made = line(SlowGpu(eager=1.0), forward, graphs=graphs)
+    made.may_halve = False
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(torch.OutOfMemoryError):
+            made.start(images(BATCH, 0)).result()
+        assert [one() for one in held] == [None]
+    finally:
+        gc.enable()
+
+
+def test_lane_is_given_a_device_that_cuda_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.cuda.set_device` refuses a device without a number; its own check runs here."""
+    chosen: list[int] = []
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda _: None)
+    for name, number in [("cuda", 3), ("cuda:1", 1)]:
+        gpu = Gpu.__new__(Gpu)
+        gpu.device, gpu.compute = numbered(torch.device(name)), None
+        gpu.enter()
+        assert chosen.pop() == number
+    assert numbered(torch.device("cpu")) == torch.device("cpu")
 
 
 def test_graph_that_does_not_fit_beside_its_warm_up_is_captured_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.kernels import nearest
+from pipeline.errors import ModelError
+from pipeline.kernels import nearest, try_kernels
 from pipeline.kernels.nearest import nearest_codes_fused
 from pipeline.model.quantizer import nearest_codes_plain
 
@@ -79,3 +80,17 @@ def test_vector_that_is_not_finite_still_gets_an_index(value: float) -> None:
 
 def test_no_vectors() -> None:
     assert nearest_codes_fused(torch.empty(0, 4), torch.randn(8, 4)).shape == (0,)
+
+
+def test_kernels_are_tried_before_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    try_kernels(torch.device("cpu"))
+
+    def no_compiler(*_: object) -> torch.Tensor:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(nearest, "nearest_codes_fused", no_compiler)
+    with pytest.raises(ModelError, match=r"needs a C compiler .* RuntimeError: Failed to find C compiler"):
+        try_kernels(torch.device("cpu"))
+    monkeypatch.setattr(nearest, "nearest_codes_fused", lambda vectors, _: torch.zeros(len(vectors), dtype=torch.int64))
+    with pytest.raises(ModelError, match=r"kernels are wrong .* \[0, 0, 0, 0\]"):
+        try_kernels(torch.device("cpu"))

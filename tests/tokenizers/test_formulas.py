@@ -2,10 +2,12 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.tokenizers.formulas import Formula, Fsq, Lfq
 
@@ -43,6 +45,32 @@ def test_indices_are_the_papers(formula: Formula) -> None:
             assert found[image, row, column] == fsq_index(vector, formula.levels)
         else:
             assert found[image, row, column] == lfq_index(vector, formula.high_first)
+
+
+class FromHost(TorchDispatchMode):
+    """Counts the tensors that are made of numbers of the host: a CUDA graph cannot be captured with one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten.lift_fresh.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("formula", FORMULAS, ids=str)
+def test_nothing_comes_from_the_host_when_a_graph_is_captured(formula: Formula) -> None:
+    latents = torch.randn(1, formula.dims, 2, 2)
+    with torch.inference_mode():
+        codes = formula.codes(formula.indices(latents))  # as the warm-up does
+        with FromHost() as seen:
+            formula.indices(latents)
+            formula.indices_of_codes(codes)
+    assert seen.count == 0
+    with FromHost() as seen:
+        torch.tensor([1, 2])
+    assert seen.count == 1
 
 
 @pytest.mark.parametrize("formula", FORMULAS, ids=str)

@@ -193,7 +193,11 @@ def _in_processes(count: int, name: str, scale: Scale, device: str) -> list[floa
         ready = [worker.stdout.readline().strip() for worker in workers if worker.stdout]
         if ready != ["ready"] * count:
             raise RuntimeError(f"the processes must all say 'ready', got {ready}")
-        return [float(worker.communicate("go\n")[0]) for worker in workers]
+        for worker in workers:  # all, before the first answer is waited for
+            assert worker.stdin is not None
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        return [float(worker.communicate()[0]) for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
