@@ -146,7 +146,7 @@ def group_norm_fused(
     means, squares = torch.empty(2, images, blocks, channels, dtype=torch.float32, device=x.device)
     scale, shift = torch.empty(2, images, channels, dtype=torch.float32, device=x.device)
     shape = {"block": PIXELS, "tile": tile, "lanes": lanes, "num_warps": WARPS}
-    with torch.cuda.device_of(x):  # Triton launches on the thread's own device
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call] # Triton launches on the thread's own
         moments_kernel[images, blocks](x, means, squares, pixels, channels, **shape)
         merge_kernel[images, groups](
             means,

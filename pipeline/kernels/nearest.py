@@ -69,7 +69,7 @@ def nearest_codes_fused(vectors: Tensor, codes: Tensor) -> Tensor:
     if not count:
         return indices
     half_norms = codes.square().sum(dim=1).div_(2)
-    with torch.cuda.device_of(vectors):  # Triton launches on the thread's own device
+    with torch.cuda.device_of(vectors):  # type: ignore[no-untyped-call] # Triton launches on the thread's own
         nearest_kernel[(triton.cdiv(count, ROWS),)](
             vectors,
             codes.T.contiguous(),
