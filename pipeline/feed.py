@@ -9,7 +9,7 @@ are the same both ways, so the parts are.
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -125,6 +125,7 @@ class Chunk:
 
 Fed = Chunk | Accounts | Failure  # what a decode actor sends: chunks, at last the accounts; or why there are none
 Feed = Callable[[Shard], Iterator[Fed]]
+Views = Generator[tuple[Row, View], None, None]
 
 
 class FeedFailed(Exception):
@@ -160,7 +161,7 @@ def chunks(shard: Shard, intake: Intake, attempt: Attempt) -> Iterator[Chunk | A
     yield accounts
 
 
-def received(fed: Iterable[Fed], meter: Meter, accounts: Accounts, attempt: Attempt) -> Iterator[tuple[Row, View]]:
+def received(fed: Iterable[Fed], meter: Meter, accounts: Accounts, attempt: Attempt) -> Views:
     """The views of a shard that another actor decodes; the work done there is counted here.
 
     Raises:
@@ -214,7 +215,7 @@ class _Watched:
         return self._stream.read(size)
 
 
-def views(shard: Shard, intake: Intake, accounts: Accounts, attempt: Attempt) -> Iterator[tuple[Row, View]]:
+def views(shard: Shard, intake: Intake, accounts: Accounts, attempt: Attempt) -> Views:
     """Every view of every good sample, in tar order; bad and unwanted samples go to the accounts."""
     blob = shard.blob()
     with intake.storage.stream(blob) as stream:

@@ -7,6 +7,7 @@ Everything is bounded: read-ahead by the storage, samples in decoding by `Line.d
 """
 
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,9 +67,10 @@ def tokenize_shard(
             Sampler(line.qa.samples_per_shard, line.engine.spec.codebook_size) if line.qa.samples_per_shard else None
         )
         fed = received(feed(shard), line.meter, accounts, attempt) if feed else views(shard, line, accounts, attempt)
-        begun, waited = time.perf_counter(), Waited(fed)
-        footer = _draft(path, shard, line, accounts, attempt, sampler, waited)
-        supply = Supply(feed is not None, footer.counts.rows, waited.seconds, time.perf_counter() - begun)
+        with closing(fed):  # here: left to the garbage collector it may end in the thread that its requests wait for
+            begun, waited = time.perf_counter(), Waited(fed)
+            footer = _draft(path, shard, line, accounts, attempt, sampler, waited)
+            supply = Supply(feed is not None, footer.counts.rows, waited.seconds, time.perf_counter() - begun)
         attempt.step()
         qa = _inspected(path, footer, line, attempt, sampler) if sampler else None
         attempt.step()  # the store may now use up the time that it has for one request

@@ -1,6 +1,10 @@
 """One shard from URL to published part, without Ray."""
 
+import gc
+import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +14,17 @@ import torch
 from PIL import Image
 
 from pipeline.commit import Outcome
+from pipeline.engine import Engine
 from pipeline.errors import FingerprintMismatch, ShardError, ShardFault, StorageError
-from pipeline.feed import Attempt
-from pipeline.images import ImageConfig, find_image, prepare
+from pipeline.feed import Attempt, views
+from pipeline.images import ImageConfig, View, find_image, prepare
 from pipeline.model import VQModel
 from pipeline.shards.manifest import Shard, freeze
 from pipeline.storage import Storage
 from pipeline.tokenize_shard import tokenize_shard
 from pipeline.tokens.reader import read_footer
-from tests.support.corpora import sample, write_shard
+from pipeline.tokens.schema import Row
+from tests.support.corpora import sample, write_corpus, write_shard
 from tests.support.lines import production_line
 
 
@@ -84,6 +90,35 @@ def test_parts_are_byte_identical_for_every_batch_size(
         with production_line(tiny_model, str(tmp_path / name), batch_size=size) as line:
             tokenize_shard(shard, line)
     assert part_of(tmp_path / "a", shard).read_bytes() == part_of(tmp_path / "b", shard).read_bytes()
+
+
+def test_stream_is_closed_when_the_device_fails(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once and by this thread: an error that a future holds keeps the frames that hold the future."""
+    closed: list[int] = []
+
+    def watched(*arguments: object) -> Iterator[tuple[Row, View]]:
+        try:
+            yield from views(*arguments)
+        finally:
+            closed.append(threading.get_ident())
+
+    def fails(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("pipeline.tokenize_shard.views", watched)
+    monkeypatch.setattr(Engine, "submit", lambda self, _images: self._lanes.submit(fails))
+    write_corpus(tmp_path / "in", shards=1, samples=40)  # more than is encoded ahead
+    shard = shard_of(tmp_path / "in")
+    gc.disable()
+    try:
+        with production_line(tiny_model, str(tmp_path / "out")) as line:
+            with suppress(torch.OutOfMemoryError):
+                tokenize_shard(shard, line)
+            assert closed == [threading.get_ident()]
+    finally:
+        gc.enable()
 
 
 def test_second_attempt_loses_and_changes_nothing(tmp_path: Path, corpus: Path, tiny_model: Path) -> None:

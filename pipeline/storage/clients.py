@@ -26,8 +26,10 @@ def client_options(scheme: str, config: StorageConfig) -> dict[str, Any]:
         options = {"requests_timeout": _aiohttp_timeout(config), **options}
     elif scheme == "abfs":
         options = {"connection_timeout": CONNECT_SECONDS, "read_timeout": config.stall_seconds, **options}
-    elif scheme in HTTP_SCHEMES and not config.allow_private_hosts:
-        options["get_client"] = public_session  # tests/security holds it
+    elif scheme in HTTP_SCHEMES:
+        options["client_kwargs"] = {"timeout": _aiohttp_timeout(config), **options.get("client_kwargs", {})}
+        if not config.allow_private_hosts:
+            options["get_client"] = public_session  # tests/security holds it
     return options
 
 
@@ -79,6 +81,6 @@ def _of_s3(config: StorageConfig) -> dict[str, Any]:
 
 
 def _aiohttp_timeout(config: StorageConfig) -> Any:
-    from aiohttp import ClientTimeout  # comes with gcsfs
+    from aiohttp import ClientTimeout  # comes with fsspec's clients of http and gs
 
     return ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=config.stall_seconds)

@@ -6,12 +6,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-SECRET_OPTIONS = (
-    *("key", "secret", "token", "username", "password"),  # s3fs, gcsfs, huggingface_hub
-    *("aws_access_key_id", "aws_secret_access_key", "aws_session_token"),  # s3fs, in client_kwargs
-    *("account_key", "sas_token", "connection_string", "credential", "client_secret"),  # adlfs
-    *("authorization", "cookie"),  # http, in headers
+# Of the clients' arguments, and of those that they pass on: to the store's own client, as headers, for encryption.
+SECRET_NAME = re.compile(
+    "key|secret|token|passw|credential|authorization|cookie|connection_string|^username$", re.IGNORECASE
 )
+PUBLIC_NAMES = ("ssekmskeyid", "bucketkeyenabled")  # s3_additional_kwargs: they name a key, and are none
 NOT_SECRET = ("anon", "cloud", "google_default")  # values of gcsfs' `token` that name a way to log in
 
 
@@ -54,9 +53,14 @@ class StorageConfig(BaseModel):
 def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
     """The names of options, nested ones too, that hold a credential."""
     for name, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _secrets(value)
-        elif isinstance(value, str) and re.search("://[^/]*@", value):
+        for inner in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(inner, Mapping):
+                yield from _secrets(inner)
+        if isinstance(value, str) and re.search("://[^/]*@", value):
             yield f"{name} (with a user in its URL)"
-        elif name.lower() in SECRET_OPTIONS and value not in (None, True, False, *NOT_SECRET):
+        elif not isinstance(value, Mapping) and _is_secret(name) and value not in (None, True, False, *NOT_SECRET):
             yield name
+
+
+def _is_secret(name: str) -> bool:
+    return SECRET_NAME.search(name) is not None and name.lower() not in PUBLIC_NAMES

@@ -24,6 +24,7 @@ BAD_CALLS = (
 # S3's 400 for a body that was damaged on the way.
 PASSING_STATUS = (408, 409, 425, 429)
 PASSING_CODES = ("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch")
+OBJECT_CODES = ("InvalidRequest",)  # S3's 400 that speaks of one object, as the KMS.* do: its encryption
 
 
 class Busy(StorageError):
@@ -42,6 +43,10 @@ class Forbidden(UsageError):
     """The store knows the caller and says no."""
 
 
+class RequestRefused(UsageError):
+    """The store will not do this with this object: the key that it is encrypted with is disabled, say."""
+
+
 def translate(error: Exception, url: str) -> TokenmillError:
     """The error of this project that `error`, raised by a client while working on `url`, amounts to.
 
@@ -50,7 +55,8 @@ def translate(error: Exception, url: str) -> TokenmillError:
         AlreadyExists: a create-if-absent met an object.
         StaleCredentials, NoCredentials: the provider chain must be asked anew.
         Forbidden: no permission.
-        UsageError: it will be the same next time for another reason (no bucket, a call that the client refuses).
+        RequestRefused: the store will not do it with this object, for another reason.
+        UsageError: it will be the same next time for a reason of ours (no bucket, a call that the client refuses).
         Busy: the store asks for fewer requests.
         StorageError: all else; the same call may succeed later.
     """
@@ -62,7 +68,7 @@ def translate(error: Exception, url: str) -> TokenmillError:
         text = f"leads to a private address, which storage.allow_private_hosts would allow ({said})"
     elif code == "NoSuchBucket":
         text = "the bucket does not exist; make it, or check its name and the endpoint"
-    elif isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError) or status == 404:
+    elif isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError) or status in (404, 410):
         kind, text = NotFound, "not found"
     elif isinstance(error, FileExistsError) or status == 412:
         kind, text = AlreadyExists, "exists already"
@@ -75,6 +81,7 @@ def translate(error: Exception, url: str) -> TokenmillError:
     elif status == 501:
         kind, text = StoreRefused, f"the store does not know this kind of request ({said})"
     elif _hopeless(error, status, code):
+        kind = RequestRefused if code.startswith("KMS.") or code in OBJECT_CODES or status == 451 else UsageError
         text = f"this request cannot work ({said}); check the URL, storage.options and the region"
     else:
         kind, text = (Busy if status in (429, 503) or code in BUSY_CODES else StorageError), said

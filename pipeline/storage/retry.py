@@ -7,6 +7,7 @@ Credentials that are stale are asked for anew.
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import TypeVar
@@ -115,7 +116,8 @@ class Persistence:
         if isinstance(problem, Busy):
             self.pace.refused()
         elif isinstance(problem, StaleCredentials | NoCredentials):
-            self.renew()
+            with suppress(Exception):  # if the provider chain is away for a moment: the next request asks it again
+                self.renew()
 
     def _pause(self, state: RetryCallState) -> float:
         return min(_JITTER(state), max(0.0, self._left(state)))  # the last attempt begins at the deadline

@@ -17,7 +17,7 @@ from pipeline.errors import NotFound, ShardError, ShardFault, StorageError
 from pipeline.storage import multipart
 from pipeline.storage.blob import Blob, ByteStream, Store
 from pipeline.storage.config import StorageConfig
-from pipeline.storage.failures import Forbidden
+from pipeline.storage.failures import Forbidden, RequestRefused
 from pipeline.storage.local import LocalDisk
 from pipeline.storage.rate import pace_of
 from pipeline.storage.reading import BLOCK_BYTES, RandomFile, ReadAhead, Replaced, Version
@@ -333,7 +333,7 @@ def _as_shard_error(blob: Blob) -> Iterator[None]:
         yield
     except NotFound as error:
         raise ShardError(ShardFault.MISSING, f"{blob.url}: no such object; was it moved or deleted?") from error
-    except Forbidden as error:  # S3 also says so of a missing object to who may not list its bucket
+    except (Forbidden, RequestRefused) as error:  # S3 forbids a missing object to who may not list its bucket
         raise ShardError(ShardFault.FORBIDDEN, f"{error}; nothing can be read here") from error
     except Replaced as error:
         raise _changed(blob) from error

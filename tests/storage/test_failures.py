@@ -11,7 +11,8 @@ from s3fs.errors import translate_boto_error
 
 from pipeline.errors import AlreadyExists, NotFound, StorageError, StoreRefused, UsageError
 from pipeline.storage import Storage, StorageConfig, remote
-from pipeline.storage.failures import Busy, Forbidden, NoCredentials, StaleCredentials, translate
+from pipeline.storage.clients import client_options
+from pipeline.storage.failures import Busy, Forbidden, NoCredentials, RequestRefused, StaleCredentials, translate
 from pipeline.storage.remote import ObjectStore
 from tests.support.s3 import S3
 from tests.support.servers import deaf, free_ports, misbehaving
@@ -55,6 +56,8 @@ def answered(status: int, code: str, **fields: str) -> Exception:
         (answered(400, "InvalidToken"), UsageError),
         (answered(400, "InvalidBucketName"), UsageError),
         (answered(301, "PermanentRedirect"), UsageError),
+        (answered(400, "KMS.DisabledException"), RequestRefused),
+        (answered(400, "InvalidRequest"), RequestRefused),
         (answered(400, "RequestTimeout"), StorageError),
         (answered(400, "IncompleteBody"), StorageError),
         (answered(429, "TooManyRequests"), Busy),
@@ -160,7 +163,10 @@ def test_refused_connection_is_given_up_in_time() -> None:
     assert time.monotonic() - start < 3
 
 
-@pytest.mark.parametrize(("status", "kind"), [(404, NotFound), (403, Forbidden), (503, Busy), (500, StorageError)])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(404, NotFound), (410, NotFound), (403, Forbidden), (451, RequestRefused), (503, Busy), (500, StorageError)],
+)
 def test_answers_of_a_web_server(status: int, kind: type[Exception]) -> None:
     storage = Storage(StorageConfig(allow_http=True, allow_private_hosts=True, retry_seconds=0))
     with misbehaving(status=status) as server, pytest.raises(kind) as caught:
@@ -181,6 +187,22 @@ def test_store_that_stays_silent_is_cut() -> None:
         counted(server.endpoint, retry_seconds=0, stall_seconds=0.5).stat(URL)
     assert time.monotonic() - start < 5
     assert len(server.requests) == 1
+
+
+def test_web_server_that_stays_silent_is_cut() -> None:
+    start = time.monotonic()
+    storage = Storage(StorageConfig(allow_http=True, allow_private_hosts=True, retry_seconds=0, stall_seconds=0.5))
+    with misbehaving(status=None) as server, pytest.raises(StorageError, match="imeout"):
+        storage.stat(f"{server.endpoint}/a.tar")
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_client_of_the_web_is_told_when_to_cut(private: bool) -> None:
+    given = {"client_kwargs": {"trust_env": True}}
+    config = StorageConfig(options=given, allow_http=True, allow_private_hosts=private, stall_seconds=7)
+    options = client_options("https", config)["client_kwargs"]
+    assert (options["timeout"].total, options["timeout"].sock_read, options["trust_env"]) == (None, 7, True)
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body directly")  # azure gives aiohttp bytes

@@ -149,6 +149,12 @@ def test_storage_travels_to_other_processes() -> None:
         {"client_kwargs": {"aws_session_token": "CANARY"}},
         {"token": "CANARY"},
         {"client_kwargs": {"headers": {"Authorization": "Bearer CANARY"}}},
+        {"s3_additional_kwargs": {"SSECustomerKey": "CANARY"}},
+        {"client_kwargs": {"headers": {"X-Api-Key": "CANARY"}}},
+        {"shared_access_key": "CANARY"},
+        {"hosts": [{"password": "CANARY"}]},
+        {"username": "CANARY"},
+        {"connection_string": "CANARY"},
         {"endpoint_url": "https://user:CANARY@store.example"},
         {"endpoint_url": "https://CANARY@store.example"},
     ],
@@ -160,7 +166,15 @@ def test_options_with_a_credential(options: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"token": "anon"}, {"token": False}, {"anon": True}, {"endpoint_url": "https://store.example/a@b"}]
+    "options",
+    [
+        {"token": "anon"},
+        {"token": False},
+        {"anon": True},
+        {"endpoint_url": "https://store.example/a@b"},
+        {"s3_additional_kwargs": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "arn:aws:kms:1"}},
+        {"config_kwargs": {"tcp_keepalive": True}},
+    ],
 )
 def test_options_without_a_credential(options: dict) -> None:
     assert StorageConfig(options=options).options == options

@@ -3,8 +3,11 @@
 from threading import Event
 
 import pytest
+from botocore.exceptions import CredentialRetrievalError
 
 from pipeline.errors import StorageError
+from pipeline.storage import retry
+from pipeline.storage.failures import StaleCredentials
 from pipeline.storage.rate import Pace
 from pipeline.storage.retry import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, Persistence
 
@@ -35,6 +38,25 @@ def pauses() -> list[float]:
 
     Persistence(seconds=1e9, pace=Pace(), renew=lambda: None, cancelled=noted).call("s3://bucket/a", action)
     return noted.seconds
+
+
+def test_provider_chain_that_is_away_too_costs_an_attempt() -> None:
+    """An error in renewing says less than the one that called for it, and is no reason to give up."""
+    problems, noted = iter([StaleCredentials("expired"), StaleCredentials("expired")]), Pauses()
+
+    def action() -> str:
+        if (problem := next(problems, None)) is not None:
+            raise RuntimeError(problem)
+        return "done"
+
+    def away() -> None:
+        raise CredentialRetrievalError(provider="custom-process", error_msg="503")
+
+    persistence = Persistence(seconds=1e9, pace=Pace(), renew=away, cancelled=noted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retry, "translate", lambda error, _url: error.args[0])
+        assert persistence.call("s3://bucket/a", action) == "done"
+    assert len(noted.seconds) == 2
 
 
 @pytest.fixture(scope="module")
