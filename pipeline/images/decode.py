@@ -6,6 +6,7 @@ Mode `fast` has libjpeg decode a JPEG at a half, a quarter or an eighth, as long
 |---|---|
 | EXIF orientation | applied; a damaged EXIF block counts as upright |
 | alpha of any kind | composited on white, else the hidden colour of transparent pixels would show |
+| one transparent colour in a PNG of 16-bit RGB, or of 2- or 4-bit gray | shows: Pillow does not find it |
 | CMYK, YCCK | as Pillow converts, Adobe's inverted ones included |
 | ICC profile | ignored, as by the models' training code |
 | 16-bit gray | round(v / 257); Pillow's own conversion clips at 255 |
