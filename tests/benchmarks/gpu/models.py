@@ -19,7 +19,7 @@ from pipeline.engine import Engine, calibration
 from pipeline.engine.forward import Forward
 from pipeline.model import VQModel
 from tests.benchmarks.gpu.ceilings import Figures, seconds, synchronize
-from tests.benchmarks.gpu.geometries import Scale, build, gigaflops, photographs
+from tests.benchmarks.gpu.geometries import QUICK, TINY, Scale, build, gigaflops, photographs
 
 MIN_AGREEMENT = 0.99  # the default of model.min_agreement
 PLAIN = ("float32", "float16, channels_last", "float16, channels_last, torch.compile")
@@ -184,8 +184,8 @@ def together(name: str, scale: Scale, device: str) -> Figures:
 
 def _in_processes(count: int, name: str, scale: Scale, device: str) -> list[float]:
     """The rates of several processes that measure at the same time."""
-    tiny = ["--tiny"] if scale.shrink > 1 else []
-    command = [sys.executable, "-m", "tests.benchmarks.gpu", "--device", device, *tiny, "--worker", name]
+    size = [flag for flag, known in (("--tiny", TINY), ("--quick", QUICK)) if scale == known]
+    command = [sys.executable, "-m", "tests.benchmarks.gpu", "--device", device, *size, "--worker", name]
     workers = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
     ]
