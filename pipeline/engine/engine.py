@@ -199,7 +199,7 @@ class Engine:
         Raises:
             torch.OutOfMemoryError: the batches leave too little of the device's memory.
         """
-        again = in_pieces(self._lanes, partial(self._piece, self._exact), images, self._at_once).result()[0]
+        again = self._exactly(images)
         if self._model.decodes:
             self.decode(again)
 
@@ -223,6 +223,10 @@ class Engine:
 
     def _encode_again(self, images: Images) -> Indices:
         self.overflowed += len(images)
+        return self._exactly(images)
+
+    def _exactly(self, images: Images) -> Indices:
+        """Encode in float32."""
         return in_pieces(self._lanes, partial(self._piece, self._exact), images, self._at_once).result()[0]
 
     def _decode_piece(self, indices: Indices) -> Tensor:
